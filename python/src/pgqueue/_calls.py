@@ -1,0 +1,898 @@
+"""Every function of pgq as a Python function that describes the call, without making it.
+
+The sync and the async client share these: signature, documentation, SQL, arguments and the decoding of the result are
+written here once. There is no logic of the queue in here, only translation. ``connection``, which all of them take,
+is the caller's connection or cursor to use instead of the client's own.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import cache, lru_cache
+from typing import Any, Final, Generic, Literal, NamedTuple, TypeAlias, TypeVar
+
+import psycopg
+
+from pgqueue.errors import InvalidArgument
+
+T = TypeVar("T")
+Json: TypeAlias = Any
+"""Whatever ``json.dumps`` takes: dict, list, str, int, float, bool, None."""
+Interval: TypeAlias = timedelta | float | str
+"""A timedelta, a number of seconds, or PostgreSQL's own notation such as ``'5 minutes'``."""
+AnyConnection: TypeAlias = (
+    psycopg.Connection[Any] | psycopg.Cursor[Any] | psycopg.AsyncConnection[Any] | psycopg.AsyncCursor[Any]
+)
+"""A connection or cursor of the caller; a Client needs a sync one, an AsyncClient an async one."""
+Row: TypeAlias = tuple[Any, ...]
+
+EMPTY: Final[Mapping[str, Any]] = {}
+
+
+class ClaimedJob(NamedTuple):
+    """One attempt of a job, held under a lease until ``expires_at``."""
+
+    id: int
+    lease: int
+    queue: str
+    task: str | None
+    payload: Json
+    attempt: int
+    max_attempts: int
+    priority: int
+    enqueued_at: datetime
+    expires_at: datetime
+    headers: Json
+
+
+class HeldJob(NamedTuple):
+    """A claimed job as the worker sees it: ``expires_in`` is in seconds, by the clock of the database."""
+
+    id: int
+    lease: int
+    queue: str
+    task: str | None
+    payload: Json
+    attempt: int
+    max_attempts: int
+    priority: int
+    enqueued_at: datetime
+    headers: Json
+    expires_in: float
+
+
+class JobState(NamedTuple):
+    """What is known about a job; ``result`` and ``error`` are those of its last finished attempt."""
+
+    id: int
+    queue: str
+    task: str | None
+    state: Literal["scheduled", "ready", "running", "retrying", "parked", "done", "dead", "cancelled"]
+    attempt: int
+    enqueued_at: datetime
+    run_at: datetime | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    result: Json
+    error: str | None
+
+
+class QueueStat(NamedTuple):
+    """The numbers of one queue; ``oldest_ready`` is the age of its oldest ready job."""
+
+    queue: str
+    paused: bool
+    ready: int
+    running: int
+    scheduled: int
+    retrying: int
+    dead: int
+    oldest_ready: timedelta | None
+
+
+class Finding(NamedTuple):
+    """Something that ``doctor`` found, and what to do about it."""
+
+    severity: str
+    code: str
+    subject: str
+    detail: str
+    hint: str
+
+
+@dataclass(frozen=True)
+class Call(Generic[T]):
+    """One statement to run, and how to read what comes back."""
+
+    sql: str
+    params: dict[str, Any]
+    decode: Callable[[list[Row]], T]
+    connection: AnyConnection | None
+
+
+# The decoders
+
+
+def _nothing(rows: list[Row]) -> None:
+    return None
+
+
+def _value(rows: list[Row]) -> Any:
+    return rows[0][0]
+
+
+def _values(rows: list[Row]) -> list[Any]:
+    return [row[0] for row in rows]
+
+
+def _claimed(rows: list[Row]) -> list[ClaimedJob]:
+    return list(map(ClaimedJob._make, rows))
+
+
+def _state(rows: list[Row]) -> JobState | None:
+    return JobState._make(rows[0]) if rows else None
+
+
+def _columns(of: type[NamedTuple]) -> str:
+    return ", ".join(of._fields)
+
+
+# The encoders
+
+_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+_dumps = json.JSONEncoder(separators=(",", ":"), allow_nan=False, ensure_ascii=False).encode
+
+
+def to_json(value: Json) -> str:
+    """Return a value as JSON text that PostgreSQL's jsonb takes.
+
+    Raises:
+        InvalidArgument: it has no such form: an unknown type, NaN, a NUL character, half a surrogate pair.
+    """
+    try:
+        text = _dumps(value)
+        if not text.isascii():
+            text.encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidArgument(
+            f"cannot be sent as JSON: {error}",
+            hint="Pass what json.dumps takes: dict, list, str, finite numbers, bool and None.",
+        ) from error
+    if "\\u0000" in text and _NUL.search(text):
+        raise InvalidArgument(
+            "the value contains a NUL character, which PostgreSQL's jsonb cannot store",
+            hint="Remove it, or encode the text, for instance as base64.",
+        )
+    return text
+
+
+class JsonText(str):
+    """A value that is JSON text already."""
+
+    __slots__ = ()
+
+
+def _json(value: Json) -> str | None:
+    return value if value is None or type(value) is JsonText else to_json(value)
+
+
+def _interval(value: Interval | None) -> timedelta | str | None:
+    if value is None or isinstance(value, (str, timedelta)):
+        return value
+    try:
+        return timedelta(seconds=value)
+    except (OverflowError, ValueError) as error:
+        raise InvalidArgument(f"{value} is no duration in seconds", hint="Pass a finite number.") from error
+
+
+def _bigints(values: Iterable[int] | None) -> str | None:
+    """Return integers as the text of an array, ten times faster than psycopg's own dumper."""
+    return None if values is None else "{" + ",".join(map(str, values)) + "}"
+
+
+def _list(values: Iterable[Any] | None) -> list[Any] | None:
+    return None if values is None else list(values)
+
+
+def _identifier(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+# The machinery
+
+_DURATION = ("interval", _interval)
+_JSONB = ("jsonb", _json)
+_BIGINTS = ("bigint[]", _bigints)
+_INT = ("int", _same)
+_TEXT = ("text", _same)
+_TEXTS = ("text[]", _list)
+_BOOLEAN = ("boolean", _same)
+
+# For each argument its type and encoder. A number sent without a cast would be smallint, int or bigint by its size.
+_ARGUMENTS: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "backoff": _DURATION,
+    "backoff_max": _DURATION,
+    "batch": _INT,
+    "delay": _DURATION,
+    "error": _TEXT,
+    "errors": _TEXTS,
+    "force": _BOOLEAN,
+    "group_key": _TEXT,
+    "group_keys": _TEXTS,
+    "headers": _JSONB,
+    "id": ("bigint", _same),
+    "ids": _BIGINTS,
+    "if_not_exists": _BOOLEAN,
+    "lease": ("bigint", _same),
+    "lease_for": _DURATION,
+    "leases": _BIGINTS,
+    "max_attempts": _INT,
+    "notify": _BOOLEAN,
+    "payload": ("jsonb", to_json),
+    "payloads": ("text[]::jsonb[]", lambda values: list(map(to_json, values))),
+    "priority": _INT,
+    "queue": _TEXT,
+    "queues": _TEXTS,
+    "result": _JSONB,
+    "results": ("text[]::jsonb[]", lambda values: None if values is None else list(map(_json, values))),
+    "retention": _DURATION,
+    "retry": _BOOLEAN,
+    "retry_in": _DURATION,
+    "role": ("regrole", _identifier),
+    "run_at": ("timestamptz", _same),
+    "seal": _BOOLEAN,
+    "shards": _INT,
+    "task": _TEXT,
+    "unique_key": _TEXT,
+    "worker": _TEXT,
+}
+# A setting of a queue has the name of something else.
+_SETTINGS = _ARGUMENTS | {"lease": _DURATION}
+
+
+def _arguments_of(function: str) -> dict[str, tuple[str, Callable[[Any], Any]]]:
+    return _SETTINGS if function in ("create_queue", "alter_queue") else _ARGUMENTS
+
+
+@cache
+def _required(function: Callable[..., Any]) -> frozenset[str]:
+    parameters = inspect.signature(function).parameters.values()
+    return frozenset(p.name for p in parameters if p.default is p.empty)
+
+
+@lru_cache(maxsize=512)
+def _sql(function: str, columns: str, names: tuple[str, ...]) -> str:
+    known = _arguments_of(function)
+    return f"SELECT {columns} FROM pgq.{function}({', '.join(f'{n} => %({n})s::{known[n][0]}' for n in names)})"
+
+
+def _call(
+    function: Callable[..., Any], arguments: dict[str, Any], decode: Callable[[list[Row]], T], columns: str = "*"
+) -> Call[T]:
+    """Describe a call of the SQL function of the same name. An optional argument that is None keeps its default."""
+    name = function.__name__
+    connection = arguments.pop("connection", None)
+    required, known = _required(function), _arguments_of(name)
+    given = {key: known[key][1](value) for key, value in arguments.items() if value is not None or key in required}
+    return Call(_sql(name, columns, tuple(given)), given, decode, connection)
+
+
+# Producing
+
+
+def enqueue(
+    queue: str,
+    payload: Json = EMPTY,
+    *,
+    task: str | None = None,
+    priority: int | None = None,
+    run_at: datetime | None = None,
+    delay: Interval | None = None,
+    max_attempts: int | None = None,
+    unique_key: str | None = None,
+    group_key: str | None = None,
+    headers: Json = None,
+    connection: AnyConnection | None = None,
+) -> Call[int]:
+    """Add one job to a queue.
+
+    Args:
+        queue: an existing queue.
+        payload: any JSON value, ``{}`` if left out.
+        task: name of the handler that shall run it.
+        priority: -100 to 100, lower runs first; 0 if left out.
+        run_at: not before this time.
+        delay: not before this much time has passed (timedelta, seconds, or text like ``'5 minutes'``).
+        max_attempts: how often it is tried before it is a dead letter; the queue's setting if left out.
+        unique_key: reserved.
+        group_key: reserved.
+        headers: a JSON object that travels with the job.
+        connection: enqueue in the transaction of this connection: the job exists if and only if it commits.
+
+    Returns:
+        The id of the job.
+
+    Raises:
+        QueueNotFound: there is no such queue.
+        InvalidArgument: an argument is out of range, or the payload is no JSON.
+
+    Example:
+        >>> client.enqueue("mail", {"to": "ann@example.com"}, task="send", delay=60)
+        42
+    """
+    return _call(enqueue, locals(), _value)
+
+
+def enqueue_many(
+    queue: str,
+    payloads: Iterable[Json],
+    *,
+    task: str | None = None,
+    priority: int | None = None,
+    run_at: datetime | None = None,
+    delay: Interval | None = None,
+    max_attempts: int | None = None,
+    group_keys: Sequence[str] | None = None,
+    headers: Json = None,
+    connection: AnyConnection | None = None,
+) -> Call[list[int]]:
+    """Add many jobs to a queue in one statement. Arguments as in :meth:`enqueue`.
+
+    Returns:
+        The ids, in the order of the payloads.
+
+    Raises:
+        QueueNotFound: there is no such queue.
+        InvalidArgument: an argument is out of range, or a payload is no JSON. No job is added.
+
+    Example:
+        >>> client.enqueue_many("mail", [{"to": "ann"}, {"to": "bob"}], task="send")
+        [43, 44]
+    """
+    return _call(enqueue_many, locals(), _values)
+
+
+# Consuming
+
+
+def claim(
+    queue: str,
+    batch: int = 1,
+    *,
+    lease_for: Interval | None = None,
+    worker: str | None = None,
+    connection: AnyConnection | None = None,
+) -> Call[list[ClaimedJob]]:
+    """Take up to ``batch`` jobs under a lease. Call it in a short transaction of its own.
+
+    Args:
+        queue: an existing queue.
+        batch: how many jobs at most.
+        lease_for: how long they are yours (timedelta, seconds, or text); the queue's setting if left out.
+        worker: a name to show to people.
+
+    Returns:
+        The jobs, first the lowest priority number, then the oldest; empty if there is nothing to do.
+
+    Raises:
+        QueueNotFound: there is no such queue.
+        NotReadCommitted: the transaction has another isolation level.
+
+    Example:
+        >>> for job in client.claim("mail", 10, lease_for=60):
+        ...     send(**job.payload)
+        ...     client.ack(job.id, job.lease)
+    """
+    return _call(claim, locals(), _claimed, _columns(ClaimedJob))
+
+
+def ack(id: int, lease: int, result: Json = None, *, connection: AnyConnection | None = None) -> Call[None]:
+    """Finish a job. In the transaction of the handler's own writes its effects happen exactly once.
+
+    Args:
+        id: the job.
+        lease: the lease it was claimed under.
+        result: any JSON value to keep; None keeps nothing.
+        connection: acknowledge in the transaction of this connection.
+
+    Raises:
+        LeaseLost: the job is no longer yours, and nothing was changed.
+
+    Example:
+        >>> with psycopg.connect(dsn) as connection:
+        ...     connection.execute("UPDATE account SET …")
+        ...     client.ack(job.id, job.lease, connection=connection)
+    """
+    return _call(ack, locals(), _nothing)
+
+
+def ack_many(
+    ids: Iterable[int],
+    leases: Iterable[int],
+    results: Iterable[Json] | None = None,
+    *,
+    connection: AnyConnection | None = None,
+) -> Call[list[int]]:
+    """Finish many jobs in one statement.
+
+    Args:
+        ids: the jobs.
+        leases: the lease of each.
+        results: the result of each; left out, none has one.
+
+    Returns:
+        The ids that took effect; the leases of the others were lost.
+
+    Example:
+        >>> jobs = client.claim("mail", 100)
+        >>> done = client.ack_many([j.id for j in jobs], [j.lease for j in jobs])
+    """
+    return _call(ack_many, locals(), _values)
+
+
+def reject(
+    id: int,
+    lease: int,
+    error: str | None = None,
+    *,
+    retry_in: Interval | None = None,
+    retry: bool | None = None,
+    connection: AnyConnection | None = None,
+) -> Call[str]:
+    """Give up an attempt: the job is tried again after its backoff, or becomes a dead letter.
+
+    Args:
+        id: the job.
+        lease: the lease it was claimed under.
+        error: what went wrong, for people.
+        retry_in: when to try again (timedelta, seconds, or text), instead of the queue's backoff.
+        retry: False makes it a dead letter at once.
+
+    Returns:
+        ``'retry'`` or ``'dead'``.
+
+    Raises:
+        LeaseLost: the job is no longer yours, and nothing was changed.
+
+    Example:
+        >>> client.reject(job.id, job.lease, "mailbox full", retry_in=3600)
+        'retry'
+    """
+    return _call(reject, locals(), _value)
+
+
+def reject_many(
+    ids: Iterable[int],
+    leases: Iterable[int],
+    errors: Iterable[str | None] | None = None,
+    *,
+    connection: AnyConnection | None = None,
+) -> Call[list[int]]:
+    """Give up the attempts of many jobs in one statement; arguments as in :meth:`reject`.
+
+    Returns:
+        The ids that took effect; the leases of the others were lost.
+
+    Example:
+        >>> client.reject_many([1, 2], [7, 7], ["timeout", "timeout"])
+        [1, 2]
+    """
+    return _call(reject_many, locals(), _values)
+
+
+def extend(lease: int, *, lease_for: Interval | None = None, connection: AnyConnection | None = None) -> Call[datetime]:
+    """Keep a lease for longer, counted from now.
+
+    Args:
+        lease: the lease, with every job that is still held under it.
+        lease_for: for how long (timedelta, seconds, or text); the queue's setting if left out.
+
+    Returns:
+        When it expires now.
+
+    Raises:
+        LeaseLost: nothing is held under it any more.
+
+    Example:
+        >>> client.extend(job.lease, lease_for=300)
+        datetime.datetime(2030, 1, 1, 12, 5, tzinfo=datetime.timezone.utc)
+    """
+    return _call(extend, locals(), _value)
+
+
+def extend_many(
+    leases: Iterable[int], *, lease_for: Interval | None = None, connection: AnyConnection | None = None
+) -> Call[dict[int, datetime]]:
+    """Keep many leases for longer; arguments as in :meth:`extend`.
+
+    Returns:
+        The leases that are still held, and when each expires now.
+
+    Example:
+        >>> client.extend_many([7, 8])
+        {7: datetime.datetime(2030, 1, 1, 12, 5, tzinfo=datetime.timezone.utc)}
+    """
+    return _call(extend_many, locals(), dict, "lease, expires_at")
+
+
+def release(ids: Iterable[int], leases: Iterable[int], *, connection: AnyConnection | None = None) -> Call[list[int]]:
+    """Put jobs back to the front of their queue; the attempt is not counted.
+
+    Args:
+        ids: the jobs.
+        leases: the lease of each.
+
+    Returns:
+        The ids that took effect; the leases of the others were lost.
+
+    Example:
+        >>> client.release([job.id], [job.lease])
+        [42]
+    """
+    return _call(release, locals(), _values)
+
+
+def snooze(id: int, lease: int, delay: Interval, *, connection: AnyConnection | None = None) -> Call[None]:
+    """Put a job off; the attempt is not counted.
+
+    Args:
+        id: the job.
+        lease: the lease it was claimed under.
+        delay: for how long (timedelta, seconds, or text).
+
+    Raises:
+        LeaseLost: the job is no longer yours, and nothing was changed.
+        FeatureNotSupported: not in the installed version.
+
+    Example:
+        >>> client.snooze(job.id, job.lease, 60)
+    """
+    return _call(snooze, locals(), _nothing)
+
+
+def cancel(id: int, *, connection: AnyConnection | None = None) -> Call[str]:
+    """Cancel a job, whatever its state.
+
+    Args:
+        id: the job.
+
+    Returns:
+        ``'cancelled'``, ``'requested'`` (it is running), ``'finished'`` or ``'not found'``.
+
+    Raises:
+        FeatureNotSupported: not in the installed version.
+
+    Example:
+        >>> client.cancel(42)
+        'cancelled'
+    """
+    return _call(cancel, locals(), _value)
+
+
+def job_status(id: int, *, connection: AnyConnection | None = None) -> Call[JobState | None]:
+    """Look at a job.
+
+    Args:
+        id: the job.
+
+    Returns:
+        Its state, None if there is no such job or its retention is over.
+
+    Example:
+        >>> client.job_status(42).state
+        'done'
+    """
+    return _call(job_status, locals(), _state, _columns(JobState))
+
+
+# Queues
+
+
+def create_queue(
+    queue: str,
+    *,
+    lease: Interval | None = None,
+    max_attempts: int | None = None,
+    backoff: Interval | None = None,
+    backoff_max: Interval | None = None,
+    retention: Interval | None = None,
+    shards: int | None = None,
+    notify: bool | None = None,
+    if_not_exists: bool | None = None,
+    connection: AnyConnection | None = None,
+) -> Call[None]:
+    """Create a queue. Durations are timedelta, seconds, or text.
+
+    Args:
+        queue: its name.
+        lease: how long a claim holds a job; one minute if left out.
+        max_attempts: how often a job is tried before it is a dead letter; 20 if left out.
+        backoff: pause before the second attempt, doubled for each further one; one second if left out.
+        backoff_max: the longest such pause; one hour if left out.
+        retention: how long finished jobs are kept, 0 for not at all; seven days if left out.
+        shards: parts that are claimed independently; 1 is strictly first in, first out; 8 if left out.
+        notify: wake idle workers with NOTIFY; True if left out.
+        if_not_exists: do nothing if there is one of this name, whatever its settings.
+
+    Raises:
+        QueueExists: there is one of this name.
+        InvalidArgument: a setting is out of range.
+
+    Example:
+        >>> client.create_queue("mail", lease="5 minutes", max_attempts=5)
+    """
+    return _call(create_queue, locals(), _nothing)
+
+
+def alter_queue(
+    queue: str,
+    *,
+    lease: Interval | None = None,
+    max_attempts: int | None = None,
+    backoff: Interval | None = None,
+    backoff_max: Interval | None = None,
+    retention: Interval | None = None,
+    shards: int | None = None,
+    notify: bool | None = None,
+    connection: AnyConnection | None = None,
+) -> Call[None]:
+    """Change settings of a queue; what is left out stays. Arguments as in :meth:`create_queue`.
+
+    Raises:
+        QueueNotFound: there is no such queue.
+        InvalidArgument: a setting is out of range.
+
+    Example:
+        >>> client.alter_queue("mail", max_attempts=10)
+    """
+    return _call(alter_queue, locals(), _nothing)
+
+
+def drop_queue(queue: str, *, force: bool | None = None, connection: AnyConnection | None = None) -> Call[None]:
+    """Drop a queue.
+
+    Args:
+        queue: its name.
+        force: drop it with all its jobs.
+
+    Raises:
+        QueueNotFound: there is no such queue.
+        QueueNotEmpty: it has jobs, and ``force`` is not set.
+
+    Example:
+        >>> client.drop_queue("mail", force=True)
+    """
+    return _call(drop_queue, locals(), _nothing)
+
+
+def pause(queue: str, *, connection: AnyConnection | None = None) -> Call[None]:
+    """Stop handing out jobs of a queue; what is running goes on, and jobs may still be enqueued.
+
+    Args:
+        queue: its name.
+
+    Raises:
+        QueueNotFound: there is no such queue.
+
+    Example:
+        >>> client.pause("mail")
+    """
+    return _call(pause, locals(), _nothing)
+
+
+def resume(queue: str, *, connection: AnyConnection | None = None) -> Call[None]:
+    """Hand out jobs of a paused queue again.
+
+    Args:
+        queue: its name.
+
+    Raises:
+        QueueNotFound: there is no such queue.
+
+    Example:
+        >>> client.resume("mail")
+    """
+    return _call(resume, locals(), _nothing)
+
+
+def purge(queue: str, *, connection: AnyConnection | None = None) -> Call[int]:
+    """Throw away the waiting jobs of a queue.
+
+    Args:
+        queue: its name.
+
+    Returns:
+        How many there were.
+
+    Raises:
+        QueueNotFound: there is no such queue.
+
+    Example:
+        >>> client.purge("mail")
+        1200
+    """
+    return _call(purge, locals(), _value)
+
+
+def redrive(queue: str, ids: Iterable[int] | None = None, *, connection: AnyConnection | None = None) -> Call[int]:
+    """Send dead letters back to work.
+
+    Args:
+        queue: its name.
+        ids: which ones; left out, all.
+
+    Returns:
+        How many there were.
+
+    Raises:
+        QueueNotFound: there is no such queue.
+
+    Example:
+        >>> client.redrive("mail")
+        3
+    """
+    return _call(redrive, locals(), _value)
+
+
+# Looking after it
+
+
+def maintain(*, connection: AnyConnection | None = None) -> Call[dict[str, Any]]:
+    """Do whatever is due: promote, reap, rotate, archive. Workers call it; so may anybody, at any time.
+
+    Returns:
+        What was done, as counts.
+
+    Example:
+        >>> client.maintain()
+        {'promoted': 2, 'reaped': 0}
+    """
+    return _call(maintain, locals(), _value)
+
+
+def promote(*, connection: AnyConnection | None = None) -> Call[int]:
+    """Make scheduled jobs and retries ready whose time has come.
+
+    Returns:
+        How many there were.
+
+    Example:
+        >>> client.promote()
+        2
+    """
+    return _call(promote, locals(), _value)
+
+
+def reap(*, connection: AnyConnection | None = None) -> Call[int]:
+    """Take back the jobs whose lease expired.
+
+    Returns:
+        How many there were.
+
+    Example:
+        >>> client.reap()
+        1
+    """
+    return _call(reap, locals(), _value)
+
+
+def rotate(seal: bool | None = None, *, connection: AnyConnection | None = None) -> Call[dict[str, Any]]:
+    """Open, seal, archive and empty segments as they need it.
+
+    Args:
+        seal: seal the open segment even if it is neither full nor old.
+
+    Returns:
+        What was done, as counts.
+
+    Example:
+        >>> client.rotate()
+    """
+    return _call(rotate, locals(), _value)
+
+
+def stats(*, connection: AnyConnection | None = None) -> Call[list[QueueStat]]:
+    """Count the jobs of every queue.
+
+    Returns:
+        One row for each queue.
+
+    Example:
+        >>> [(s.queue, s.ready) for s in client.stats()]
+        [('mail', 1200)]
+    """
+    return _call(stats, locals(), lambda rows: list(map(QueueStat._make, rows)), _columns(QueueStat))
+
+
+def doctor(*, connection: AnyConnection | None = None) -> Call[list[Finding]]:
+    """Look for trouble: stuck lanes, segments that cannot be retired, queues that nobody works on.
+
+    Returns:
+        What was found, each with a hint; empty if all is well.
+
+    Example:
+        >>> client.doctor()
+        []
+    """
+    return _call(doctor, locals(), lambda rows: list(map(Finding._make, rows)), _columns(Finding))
+
+
+def version(*, connection: AnyConnection | None = None) -> Call[str]:
+    """Return the version of the installed schema pgq.
+
+    Example:
+        >>> client.version()
+        '0.1.0'
+    """
+    return _call(version, locals(), _value)
+
+
+def grant_producer(role: str, *, connection: AnyConnection | None = None) -> Call[None]:
+    """Let a role enqueue.
+
+    Args:
+        role: its name.
+
+    Example:
+        >>> client.grant_producer("web")
+    """
+    return _call(grant_producer, locals(), _nothing)
+
+
+def grant_consumer(role: str, *, connection: AnyConnection | None = None) -> Call[None]:
+    """Let a role claim and settle.
+
+    Args:
+        role: its name.
+
+    Example:
+        >>> client.grant_consumer("worker")
+    """
+    return _call(grant_consumer, locals(), _nothing)
+
+
+def grant_admin(role: str, *, connection: AnyConnection | None = None) -> Call[None]:
+    """Let a role create, change and look after queues.
+
+    Args:
+        role: its name.
+
+    Example:
+        >>> client.grant_admin("ops")
+    """
+    return _call(grant_admin, locals(), _nothing)
+
+
+# For the worker, with times as seconds from now, so that its own clock does not matter
+
+_IN_SECONDS = "extract(epoch FROM {} - (SELECT pgq._now()))::float8"
+_HELD = ", ".join(HeldJob._fields[:-1]) + ", " + _IN_SECONDS.format("expires_at")
+
+
+def claim_held(queue: str, batch: int, lease_for: Interval | None, worker: str) -> Call[list[HeldJob]]:
+    """Claim; the expiry comes as seconds from now."""
+    return _call(claim, locals(), lambda rows: list(map(HeldJob._make, rows)), _HELD)
+
+
+def extend_held(leases: Iterable[int], lease_for: Interval | None) -> Call[dict[int, float]]:
+    """Extend; the expiry comes as seconds from now."""
+    return _call(extend_many, locals(), dict, "lease, " + _IN_SECONDS.format("expires_at"))
+
+
+def watch(queues: Sequence[str]) -> Call[float | None]:
+    """Ask this session to be notified; returns in how many seconds the next scheduled job is due."""
+    return _call(watch, locals(), _value, _IN_SECONDS.format("watch"))
+
+
+def unwatch(queues: Sequence[str]) -> Call[None]:
+    """Ask that this session be notified no more."""
+    return _call(unwatch, locals(), _nothing)

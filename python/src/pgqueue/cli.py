@@ -1,0 +1,310 @@
+"""The commands ``pgqueue`` and ``pgq-worker``."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+import pgqueue
+
+if TYPE_CHECKING:
+    from importlib.abc import Traversable
+
+    from pgqueue import App, Client
+
+_UPGRADE = re.compile(r"pgqueue--(.+)--(.+)\.sql")
+
+
+def _fail(message: str) -> NoReturn:
+    raise click.ClickException(message)
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Show an error of the database as one message instead of a traceback."""
+    import psycopg
+
+    try:
+        yield
+    except pgqueue.PgqError as error:
+        _fail(str(error))
+    except psycopg.Error as error:
+        _fail(str(error).strip() or repr(error))
+
+
+def _database(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the option --dsn, and a client as its first argument."""
+
+    @click.option(
+        "--dsn",
+        envvar="PGQUEUE_DSN",
+        default="",
+        help="Connection string; else PGQUEUE_DSN, else PGHOST, PGDATABASE and so on.",
+    )
+    @wraps(command)
+    def with_client(dsn: str, **options: Any) -> None:
+        import psycopg
+
+        with _explained(), psycopg.connect(dsn, autocommit=True) as connection:
+            command(pgqueue.Client(connection=connection), **options)
+
+    return with_client
+
+
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(pgqueue.__version__, prog_name="pgqueue")
+def main() -> None:
+    """A job queue inside PostgreSQL."""
+
+
+@main.command()
+@_database
+def install(client: Client) -> None:
+    """Install pgq into the database, as one transaction."""
+    script = _packed() / "pgqueue.sql"
+    if not script.is_file():
+        _fail("this package was built without pgqueue.sql; run `make build` in the sources")
+    _connection(client).execute(script.read_bytes())
+    click.echo(f"pgq {client.version()} installed")
+
+
+@main.command()
+@_database
+def upgrade(client: Client) -> None:
+    """Bring an installed pgq to the version of this package."""
+    installed, wanted = client.version(), pgqueue.__version__
+    if installed == wanted:
+        click.echo(f"pgq {installed} is up to date")
+        return
+    connection = _connection(client)
+    if connection.execute("SELECT FROM pg_extension WHERE extname = 'pgqueue'").fetchone():
+        connection.execute("ALTER EXTENSION pgqueue UPDATE")
+    else:
+        for script in _upgrade_path(installed, wanted):
+            connection.execute(script.read_bytes())
+            click.echo(f"applied {script.name}")
+    click.echo(f"pgq {installed} is now {client.version()}")
+
+
+@main.command()
+@_database
+def version(client: Client) -> None:
+    """Print the versions of the installed pgq and of this package."""
+    click.echo(f"pgq {client.version()} in the database, package {pgqueue.__version__}")
+
+
+@main.command()
+@click.argument("queue")
+@click.option("--lease", help="How long a claim holds a job, as in '1 minute'.")
+@click.option("--max-attempts", type=int, help="Attempts before a job is a dead letter.")
+@click.option("--backoff", help="Pause before the second attempt; doubles with each further one.")
+@click.option("--backoff-max", help="The longest pause between two attempts.")
+@click.option("--retention", help="How long finished jobs are kept; 0 keeps none.")
+@click.option("--shards", type=int, help="Parts claimed independently; 1 is strictly first in, first out.")
+@click.option("--notify/--no-notify", default=None, help="Wake idle workers with NOTIFY.")
+@click.option("--if-not-exists", is_flag=True, default=None, help="Do nothing if it exists.")
+@_database
+def create_queue(client: Client, queue: str, **settings: Any) -> None:
+    """Create a queue."""
+    client.create_queue(queue, **settings)
+    click.echo(f"queue {queue} is there")
+
+
+@main.command()
+@click.argument("queue")
+@click.option("--force", is_flag=True, default=None, help="Even if it has jobs, which are lost.")
+@_database
+def drop_queue(client: Client, queue: str, force: bool | None) -> None:
+    """Drop a queue."""
+    client.drop_queue(queue, force=force)
+    click.echo(f"queue {queue} dropped")
+
+
+@main.command()
+@click.argument("queue")
+@click.argument("payload", default="{}")
+@click.option("--task", help="Name of the handler.")
+@click.option("--priority", type=int, help="-100 to 100, lower runs first.")
+@click.option("--delay", help="Not before this much time has passed, as in '5 minutes'.")
+@click.option("--max-attempts", type=int, help="Attempts before it is a dead letter.")
+@click.option("--headers", help="A JSON object that travels with the job.")
+@_database
+def enqueue(client: Client, queue: str, payload: str, headers: str | None, **options: Any) -> None:
+    """Add a job with a JSON payload ('-' reads it from stdin), and print its id."""
+    text = sys.stdin.read() if payload == "-" else payload
+    click.echo(client.enqueue(queue, _parsed(text), headers=_parsed(headers or "null"), **options))
+
+
+@main.command()
+@_json_option
+@_database
+def stats(client: Client, as_json: bool) -> None:
+    """Show the numbers of each queue."""
+    _show(client.stats(), as_json, title="queues")
+
+
+@main.command()
+@_database
+def maintain(client: Client) -> None:
+    """Do what is due: promote, reap, rotate, archive. Workers do this by themselves."""
+    click.echo(json.dumps(client.maintain()))
+
+
+@main.command()
+@_json_option
+@_database
+def doctor(client: Client, as_json: bool) -> None:
+    """Look for trouble; exits with 1 if there is an error."""
+    findings = client.doctor()
+    if findings or as_json:
+        _show(findings, as_json, title="findings")
+    else:
+        click.echo("all is well")
+    if any(finding.severity == "error" for finding in findings):
+        sys.exit(1)
+
+
+@main.command()
+@click.argument("id", type=int)
+@_json_option
+@_database
+def show(client: Client, id: int, as_json: bool) -> None:
+    """Show what is known about a job."""
+    state = client.job_status(id)
+    if state is None:
+        _fail(f"there is no job {id}, or its retention is over")
+    if as_json:
+        click.echo(json.dumps(state._asdict(), default=str))
+        return
+    for name, value in state._asdict().items():
+        if name in ("result", "error") and value is not None:
+            click.echo(f"{name}:\n{value if name == 'error' else json.dumps(value, indent=2)}")
+        else:
+            click.echo(f"{name + ':':<13} {'-' if value is None else value}")
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("app")
+@click.option("--queue", "-q", "queues", multiple=True, help="May be repeated; else the queues of the app's tasks.")
+@click.option("--concurrency", "-c", default=8, show_default=True, help="Jobs that run at the same time.")
+@click.option("--lease", help="How long claimed jobs are held, as in '1 minute'; else the queue's setting.")
+@click.option("--poll", default=1.0, show_default=True, help="Seconds after which an idle worker looks by itself.")
+@click.option("--listen/--no-listen", default=True, help="Let the database wake the worker (not through a pooler).")
+@click.option("--maintain/--no-maintain", default=True, help="Call pgq.maintain() about every second.")
+@click.option("--grace", default=25.0, show_default=True, help="Seconds for running jobs to finish after SIGTERM.")
+@click.option("--drain", "mode", flag_value="drain", help="End when no job is ready.")
+@click.option("--once", "mode", flag_value="once", help="Run one job, if there is one, and end.")
+@click.option("--name", help="Shown to people; else host and process id.")
+@click.option("--dsn", help="Connection string; else the app's own.")
+@click.option(
+    "--log-level",
+    default="info",
+    show_default=True,
+    type=click.Choice(["debug", "info", "warning", "error"]),
+)
+@click.version_option(pgqueue.__version__, prog_name="pgq-worker")
+def worker(
+    app: str, queues: tuple[str, ...], dsn: str | None, log_level: str, mode: str | None, **options: Any
+) -> None:
+    """Run the jobs of APP, given as module:attribute (without the attribute it is `app`).
+
+    SIGTERM and SIGINT let running jobs finish, a second one ends at once.
+    """
+    logging.basicConfig(
+        level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+    tasks = _load(app)
+    if dsn is not None:
+        tasks.dsn = dsn
+    try:
+        made = pgqueue.Worker(tasks, queues, mode=mode or "forever", **options)  # type: ignore[arg-type]
+    except ValueError as error:
+        _fail(str(error))
+    with _explained():
+        made.main()
+
+
+def _load(path: str) -> App:
+    """Import the app, also from the current directory."""
+    module, _, attribute = path.partition(":")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise
+        _fail(f"there is no module {module!r} here or on the Python path")
+    app = getattr(found, attribute or "app", None)
+    if not isinstance(app, pgqueue.App):
+        _fail(f"{module!r} has no pgqueue.App named {attribute or 'app'!r}; name it as module:attribute")
+    return app
+
+
+def _packed() -> Traversable:
+    """Return the directory of the packed SQL."""
+    return files("pgqueue") / "sql"
+
+
+def _upgrade_path(installed: str, wanted: str) -> list[Traversable]:
+    """Return the packed scripts that lead from one version to another, the shortest way."""
+    folder = _packed() / "upgrade"
+    steps: dict[str, list[tuple[str, Traversable]]] = {}
+    for script in folder.iterdir() if folder.is_dir() else ():
+        if match := _UPGRADE.fullmatch(script.name):
+            steps.setdefault(match[1], []).append((match[2], script))
+    paths: list[tuple[str, list[Traversable]]] = [(installed, [])]
+    seen = {installed}
+    for at, path in paths:
+        if at == wanted:
+            return path
+        for target, script in steps.get(at, ()):
+            if target not in seen:
+                seen.add(target)
+                paths.append((target, [*path, script]))
+    _fail(
+        f"this package ({wanted}) has no way to upgrade pgq {installed}; use the package of that version or a newer one"
+    )
+
+
+def _connection(client: Client) -> Any:
+    return client._connection
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        _fail(f"{text!r} is no JSON: {error}")
+
+
+def _show(rows: list[Any], as_json: bool, title: str) -> None:
+    """Print rows as a table, or as JSON."""
+    if as_json:
+        click.echo(json.dumps([row._asdict() for row in rows], default=str, indent=2))
+        return
+    if not rows:
+        click.echo(f"no {title}")
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title)
+    for name in rows[0]._fields:
+        table.add_column(name.replace("_", " "), justify="right" if isinstance(getattr(rows[0], name), int) else "left")
+    for row in rows:
+        table.add_row(*("-" if value is None else str(value) for value in row))
+    Console().print(table)

@@ -1,0 +1,286 @@
+"""The client: every function of pgq as a method, for threads and for asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+from collections.abc import Awaitable, Callable
+from functools import wraps
+from types import TracebackType
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import psycopg
+from psycopg.rows import tuple_row
+from typing_extensions import Self
+
+from pgqueue import _calls
+from pgqueue._calls import Call, ClaimedJob, Finding, JobState, QueueStat
+from pgqueue.errors import translated
+
+__all__ = ["AsyncClient", "ClaimedJob", "Client", "Finding", "JobState", "QueueStat"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _signature(call: Callable[..., Any]) -> inspect.Signature:
+    self = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    signature = inspect.signature(call)
+    return signature.replace(parameters=[self, *signature.parameters.values()])
+
+
+def _sync(call: Callable[P, Call[T]]) -> Callable[Concatenate[Client, P], T]:
+    @wraps(call)
+    def method(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self._run(call(*args, **kwargs))
+
+    method.__signature__ = _signature(call)  # type: ignore[attr-defined]
+    return method
+
+
+def _async(call: Callable[P, Call[T]]) -> Callable[Concatenate[AsyncClient, P], Awaitable[T]]:
+    @wraps(call)
+    async def method(self: AsyncClient, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self._run(call(*args, **kwargs))
+
+    method.__signature__ = _signature(call)  # type: ignore[attr-defined]
+    return method
+
+
+class _Settings:
+    """What both clients are made from."""
+
+    def __init__(self, dsn: str | None, pool_size: int, prepare_threshold: int | None) -> None:
+        self._pool_settings: dict[str, Any] = {
+            "conninfo": dsn or "",
+            "min_size": 0,
+            "max_size": pool_size,
+            "open": False,
+            "kwargs": {"autocommit": True, "prepare_threshold": prepare_threshold},
+        }
+
+
+class Client(_Settings):
+    """The queue, for code with threads or without.
+
+    Args:
+        dsn: connection string; None takes libpq's environment (PGHOST, PGDATABASE, …).
+        connection: use the caller's connection, and with it the caller's transaction, instead of a pool.
+            Every method also takes ``connection=`` for one call.
+        pool_size: the most connections of its own pool. They are opened when needed.
+        prepare_threshold: psycopg's setting: prepare a statement after so many uses. Behind a pooler in
+            transaction mode that does not know prepared statements (PgBouncer before 1.21) pass None.
+
+    Safe to share between threads, unless it has a caller's connection.
+
+    Example:
+        >>> with Client("dbname=shop") as client:
+        ...     client.enqueue("mail", {"to": "ann@example.com"})
+        42
+    """
+
+    def __init__(
+        self,
+        dsn: str | None = None,
+        *,
+        connection: psycopg.Connection[Any] | psycopg.Cursor[Any] | None = None,
+        pool_size: int = 8,
+        prepare_threshold: int | None = 5,
+    ) -> None:
+        super().__init__(dsn, pool_size, prepare_threshold)
+        self._connection = connection
+        self._pool: Any = None
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the pool. A caller's connection stays open."""
+        with self._lock:
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.close()
+
+    def _open_pool(self) -> Any:
+        with self._lock:
+            if self._pool is None:
+                from psycopg_pool import ConnectionPool
+
+                self._pool = ConnectionPool(**self._pool_settings, check=_check)
+                self._pool.open()
+            return self._pool
+
+    def _run(self, call: Call[T]) -> T:
+        connection = call.connection or self._connection
+        with translated():
+            if connection is None:
+                with self._open_pool().connection() as own:
+                    return _execute(own, call)
+            if isinstance(connection, psycopg.Cursor):
+                connection = connection.connection
+            if not isinstance(connection, psycopg.Connection):
+                raise TypeError(f"Client needs a psycopg.Connection, not {connection!r}")
+            return _execute(connection, call)
+
+    enqueue = _sync(_calls.enqueue)
+    enqueue_many = _sync(_calls.enqueue_many)
+    claim = _sync(_calls.claim)
+    ack = _sync(_calls.ack)
+    ack_many = _sync(_calls.ack_many)
+    reject = _sync(_calls.reject)
+    reject_many = _sync(_calls.reject_many)
+    extend = _sync(_calls.extend)
+    extend_many = _sync(_calls.extend_many)
+    release = _sync(_calls.release)
+    snooze = _sync(_calls.snooze)
+    cancel = _sync(_calls.cancel)
+    job_status = _sync(_calls.job_status)
+    create_queue = _sync(_calls.create_queue)
+    alter_queue = _sync(_calls.alter_queue)
+    drop_queue = _sync(_calls.drop_queue)
+    pause = _sync(_calls.pause)
+    resume = _sync(_calls.resume)
+    purge = _sync(_calls.purge)
+    redrive = _sync(_calls.redrive)
+    maintain = _sync(_calls.maintain)
+    promote = _sync(_calls.promote)
+    reap = _sync(_calls.reap)
+    rotate = _sync(_calls.rotate)
+    stats = _sync(_calls.stats)
+    doctor = _sync(_calls.doctor)
+    version = _sync(_calls.version)
+    grant_producer = _sync(_calls.grant_producer)
+    grant_consumer = _sync(_calls.grant_consumer)
+    grant_admin = _sync(_calls.grant_admin)
+
+
+class AsyncClient(_Settings):
+    """The queue, for asyncio: the same methods as :class:`Client`, to be awaited.
+
+    Args:
+        dsn: connection string; None takes libpq's environment (PGHOST, PGDATABASE, …).
+        connection: use the caller's connection, and with it the caller's transaction, instead of a pool.
+            Every method also takes ``connection=`` for one call.
+        pool_size: the most connections of its own pool. They are opened when needed.
+        prepare_threshold: see :class:`Client`.
+
+    Belongs to the event loop in which it was first used.
+
+    Example:
+        >>> async with AsyncClient("dbname=shop") as client:
+        ...     await client.enqueue("mail", {"to": "ann@example.com"})
+        42
+    """
+
+    def __init__(
+        self,
+        dsn: str | None = None,
+        *,
+        connection: psycopg.AsyncConnection[Any] | psycopg.AsyncCursor[Any] | None = None,
+        pool_size: int = 8,
+        prepare_threshold: int | None = 5,
+    ) -> None:
+        super().__init__(dsn, pool_size, prepare_threshold)
+        self._connection = connection
+        self._pool: Any = None
+        self._lock = asyncio.Lock()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the pool. A caller's connection stays open."""
+        async with self._lock:
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            await pool.close()
+
+    async def _open_pool(self) -> Any:
+        async with self._lock:
+            if self._pool is None:
+                from psycopg_pool import AsyncConnectionPool
+
+                self._pool = AsyncConnectionPool(**self._pool_settings, check=_async_check)
+                await self._pool.open()
+            return self._pool
+
+    async def _run(self, call: Call[T]) -> T:
+        connection = call.connection or self._connection
+        with translated():
+            if connection is None:
+                async with (await self._open_pool()).connection() as own:
+                    return await _async_execute(own, call)
+            if isinstance(connection, psycopg.AsyncCursor):
+                connection = connection.connection
+            if not isinstance(connection, psycopg.AsyncConnection):
+                raise TypeError(f"AsyncClient needs a psycopg.AsyncConnection, not {connection!r}")
+            return await _async_execute(connection, call)
+
+    enqueue = _async(_calls.enqueue)
+    enqueue_many = _async(_calls.enqueue_many)
+    claim = _async(_calls.claim)
+    ack = _async(_calls.ack)
+    ack_many = _async(_calls.ack_many)
+    reject = _async(_calls.reject)
+    reject_many = _async(_calls.reject_many)
+    extend = _async(_calls.extend)
+    extend_many = _async(_calls.extend_many)
+    release = _async(_calls.release)
+    snooze = _async(_calls.snooze)
+    cancel = _async(_calls.cancel)
+    job_status = _async(_calls.job_status)
+    create_queue = _async(_calls.create_queue)
+    alter_queue = _async(_calls.alter_queue)
+    drop_queue = _async(_calls.drop_queue)
+    pause = _async(_calls.pause)
+    resume = _async(_calls.resume)
+    purge = _async(_calls.purge)
+    redrive = _async(_calls.redrive)
+    maintain = _async(_calls.maintain)
+    promote = _async(_calls.promote)
+    reap = _async(_calls.reap)
+    rotate = _async(_calls.rotate)
+    stats = _async(_calls.stats)
+    doctor = _async(_calls.doctor)
+    version = _async(_calls.version)
+    grant_producer = _async(_calls.grant_producer)
+    grant_consumer = _async(_calls.grant_consumer)
+    grant_admin = _async(_calls.grant_admin)
+
+
+def _execute(connection: psycopg.Connection[Any], call: Call[T]) -> T:
+    with connection.cursor(row_factory=tuple_row) as cursor:
+        return call.decode(cursor.execute(call.sql, call.params).fetchall())
+
+
+async def _async_execute(connection: psycopg.AsyncConnection[Any], call: Call[T]) -> T:
+    async with connection.cursor(row_factory=tuple_row) as cursor:
+        await cursor.execute(call.sql, call.params)
+        return call.decode(await cursor.fetchall())
+
+
+def _check(connection: psycopg.Connection[Any]) -> None:
+    """Notice, without a round trip, that the server has closed a pooled connection meanwhile."""
+    _read_twice(connection.pgconn)
+
+
+async def _async_check(connection: psycopg.AsyncConnection[Any]) -> None:
+    _read_twice(connection.pgconn)
+
+
+def _read_twice(pgconn: psycopg.pq.abc.PGconn) -> None:
+    # The first time there may be the server's farewell, and its end only after that.
+    pgconn.consume_input()
+    pgconn.consume_input()

@@ -1,0 +1,86 @@
+"""Extending leases, from a thread and a connection of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+from time import monotonic
+
+import psycopg
+
+from pgqueue import _calls
+from pgqueue._calls import Interval
+from pgqueue.errors import PgqError
+from pgqueue.worker.leases import Leases
+from pgqueue.worker.link import Link, is_transient
+from pgqueue.worker.wake import Wake
+
+log = logging.getLogger("pgqueue.worker")
+
+
+class Heartbeat:
+    """Extends every lease after a third of its time, so that a handler may run for as long as it likes.
+
+    It has an event loop of its own: a handler that blocks the worker's keeps its lease.
+
+    Args:
+        link: opened in the heartbeat's thread, when the first lease is a third old.
+        leases: what to extend.
+        lease_for: for how long; None: the queue's setting.
+        lost: called with the leases that were lost; from the heartbeat's thread.
+    """
+
+    def __init__(
+        self, link: Link, leases: Leases, lease_for: Interval | None, lost: Callable[[list[int]], None]
+    ) -> None:
+        self._link = link
+        self._leases = leases
+        self._lease_for = lease_for
+        self._lost = lost
+        self._stopping = False
+        self._wake: Wake | None = None
+        self._thread = threading.Thread(target=self._main, name="pgq-heartbeat", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """End the thread and close the connection."""
+        self._stopping = True
+        if self._wake is not None:
+            self._wake.set()
+        await asyncio.get_running_loop().run_in_executor(None, self._thread.join, 5)
+
+    def _main(self) -> None:
+        asyncio.run(self._run())
+
+    async def _run(self) -> None:
+        self._wake = Wake()
+        self._leases.sooner = self._wake.set
+        try:
+            while not self._stopping:
+                due, seconds = self._leases.due(monotonic())
+                if due:
+                    seconds = await self._extend(due)
+                await self._wake.wait(seconds)
+        finally:
+            await self._link.close()
+
+    async def _extend(self, due: list[int]) -> float:
+        """Extend leases; returns after how many seconds to look again."""
+        asked_at = monotonic()
+        try:
+            expires_in = await self._link.call(_calls.extend_held(due, self._lease_for))
+        except (psycopg.Error, PgqError) as error:
+            if isinstance(error, psycopg.Error) and is_transient(error):
+                return self._link.pause
+            log.error("cannot extend %s leases: %s", len(due), str(error).strip())
+            return 1.0
+        lost = self._leases.extended(due, expires_in, asked_at)
+        if lost:
+            log.warning("leases lost, others will run their jobs: %s", lost)
+            self._lost(lost)
+        return 0

@@ -1,0 +1,231 @@
+"""Starting and stopping the parts."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any
+
+from psycopg.abc import Buffer
+from psycopg.adapt import Loader
+
+from pgqueue._calls import Interval
+from pgqueue.app import App
+from pgqueue.worker.fetch import Fetcher, Mode
+from pgqueue.worker.heartbeat import Heartbeat
+from pgqueue.worker.leases import Leases
+from pgqueue.worker.link import Connection, Link
+from pgqueue.worker.listen import Listener
+from pgqueue.worker.maintain import maintain
+from pgqueue.worker.run import Runner
+from pgqueue.worker.settle import Settler
+from pgqueue.worker.wake import Wake
+
+log = logging.getLogger("pgqueue.worker")
+
+# What is left to write at the end gets so many seconds.
+LAST_WORDS = 3.0
+
+
+class Worker:
+    """Runs the jobs of an app's tasks.
+
+    Args:
+        app: its tasks and its database.
+        queues: where to fetch, each in its turn; None: the queues of the app's tasks.
+        concurrency: how many jobs run at the same time.
+        lease: how long claimed jobs are held (timedelta, seconds, or text), extended while they run; None: the
+            queue's setting. It is also how long the jobs of a worker that was killed wait for another one.
+        poll: seconds after which an idle worker looks by itself.
+        listen: let the database wake an idle worker. Not possible through a pooler in transaction mode.
+        maintain: call ``pgq.maintain()`` about every second.
+        grace: seconds that running jobs get to finish when the worker stops. The others are released.
+        mode: ``forever``; ``drain``: until no job is ready; ``once``: one job.
+        name: shown to people; host and process id if left out.
+
+    Example:
+        >>> Worker(app, ["mail"], concurrency=8).main()
+    """
+
+    def __init__(
+        self,
+        app: App,
+        queues: Sequence[str] | None = None,
+        *,
+        concurrency: int = 8,
+        lease: Interval | None = None,
+        poll: float = 1.0,
+        listen: bool = True,
+        maintain: bool = True,
+        grace: float = 25.0,
+        mode: Mode = "forever",
+        name: str | None = None,
+    ) -> None:
+        if concurrency < 1:
+            raise ValueError("concurrency must be at least 1")
+        self.app = app
+        self.queues = list(dict.fromkeys(queues or (t.queue for t in app.tasks.values())))
+        if not self.queues:
+            raise ValueError("the app has no tasks, and no queue is given")
+        self.concurrency = concurrency
+        self.name = name or f"{socket.gethostname()}:{os.getpid()}"
+        self._lease = lease
+        self._poll = poll
+        self._listen = listen
+        self._maintain = maintain
+        self._grace = grace
+        self._mode = mode
+        self._fetcher: Fetcher | None = None
+        self._runner: Runner | None = None
+        self._stops = 0
+
+    def main(self) -> None:
+        """Work in the main thread of a process: SIGTERM or SIGINT stops, a second one ends at once.
+
+        Raises:
+            QueueNotFound: one of the queues does not exist.
+            SchemaMissing: pgq is not installed in this database.
+        """
+        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        for number in before:
+            signal.signal(number, self._signalled)
+        try:
+            asyncio.run(self.run())
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _signalled(self, number: int, frame: FrameType | None) -> None:
+        log.info("%s: stopping", signal.Signals(number).name)
+        self.stop()
+        if self._stops > 1:
+            # Even if a handler blocks the event loop.
+            timer = threading.Timer(LAST_WORDS, os._exit, [1])
+            timer.daemon = True
+            timer.start()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it was told to stop."""
+        return self._stops > 0
+
+    def stop(self) -> None:
+        """Stop claiming, finish what runs within the grace time; called again, do not wait for it.
+
+        From any thread; ``run`` returns when it is done.
+        """
+        self._stops += 1
+        if self._fetcher is not None:
+            self._fetcher.stop()
+        if self._runner is not None and self._stops > 1:
+            self._runner.hurry()
+
+    async def run(self) -> None:
+        """Work until stopped or, depending on the mode, until there is nothing more to do.
+
+        Raises:
+            QueueNotFound: one of the queues does not exist.
+            SchemaMissing: pgq is not installed in this database.
+        """
+        wake = Wake()
+        leases = Leases()
+        claims = self._link("claim", setup=_claim_cheaply)
+        settles = self._link("settle")
+        settler = Settler(settles, leases)
+        runner = self._runner = Runner(self.concurrency, settler, wake)
+        listener = Listener(self.app.dsn, self.queues, self._notified) if self._listen else None
+        fetcher = self._fetcher = Fetcher(
+            claims,
+            listener,
+            runner.slots,
+            settler,
+            leases,
+            self.app.tasks,
+            self.queues,
+            lease_for=self._lease,
+            poll=self._poll,
+            worker=self.name,
+            mode=self._mode,
+            wake=wake,
+        )
+        heartbeat = Heartbeat(self._link("heartbeat"), leases, self._lease, runner.slots.lose)
+        fetching = asyncio.create_task(fetcher.run())
+        settling = asyncio.create_task(settler.run())
+        tasks = [fetching, settling]
+        if self._maintain:
+            tasks.append(asyncio.create_task(maintain(self._link("maintain"))))
+        if self._stops:
+            fetcher.stop()
+        heartbeat.start()
+        log.info("%s works on %s, %s at a time", self.name, self.queues, self.concurrency)
+        try:
+            await asyncio.wait([fetching, settling], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            fetcher.stop()
+            try:
+                await self._finish(fetching, settling, runner, settler)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+                await heartbeat.stop()
+                for part in (listener, claims, settles):
+                    if part is not None:
+                        await part.close()
+                self._fetcher = self._runner = None
+        for task in (fetching, settling):
+            if not task.cancelled() and (error := task.exception()) is not None:
+                raise error
+        log.info("%s stopped", self.name)
+
+    async def _finish(
+        self, fetching: asyncio.Task[None], settling: asyncio.Task[None], runner: Runner, settler: Settler
+    ) -> None:
+        """Finish or release what was claimed."""
+        await asyncio.wait([fetching], timeout=LAST_WORDS)
+        if self._stops:
+            await _briefly(settler.release([item.job for item in runner.slots.shed(0)]))
+        unfinished = await runner.stop(self._grace if self._stops < 2 else 0)
+        if unfinished:
+            log.warning("releasing %s jobs that did not finish in time", len(unfinished))
+            await _briefly(settler.release(unfinished))
+        settler.stop()
+        await asyncio.wait([settling], timeout=LAST_WORDS)
+
+    def _notified(self, queue: str) -> None:
+        if self._fetcher is not None:
+            self._fetcher.notified(queue)
+
+    def _link(self, name: str, **settings: Any) -> Link:
+        return Link(self.app.dsn, name, prepare_threshold=self.app.prepare_threshold, **settings)
+
+
+async def _claim_cheaply(connection: Connection, pooled: bool) -> None:
+    """Let claims commit without waiting for the disk: a claim lost in a crash is a job still there."""
+    connection.adapters.register_loader("jsonb", _JsonbLoader)
+    if not pooled:
+        await connection.execute("SET synchronous_commit = off")
+
+
+class _JsonbLoader(Loader):
+    """Reads jsonb, of which json.loads would first find out that it is UTF-8 without white space around it."""
+
+    _decode = staticmethod(json.JSONDecoder().raw_decode)
+
+    def load(self, data: Buffer) -> Any:
+        return self._decode(str(data, "utf-8"))[0]
+
+
+async def _briefly(what: Any) -> None:
+    """Wait for something that the database may no longer answer."""
+    try:
+        await asyncio.wait_for(what, LAST_WORDS)
+    except asyncio.TimeoutError:
+        log.warning("the database does not answer; leases will expire")

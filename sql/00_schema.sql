@@ -1,0 +1,51 @@
+-- pgqueue: a job queue inside PostgreSQL.
+--
+-- A map of the house. Read the rooms in order; each stands on those before it.
+--
+--   10_tables    Where everything is kept. A job is a row in pgq.job, a claim of jobs a row in pgq.lease, the end of
+--                an attempt a row in pgq.outcome. None of the three is ever updated or deleted. They live in a ring of
+--                sixteen segments; a segment is filled, sealed, worked off, archived and then truncated as a whole.
+--                So there are no dead rows, and a long transaction elsewhere cannot slow the queue down.
+--   20_internal  The clock, the locks, the ring, and how an attempt is looked up. Names begin with an underscore.
+--   30_produce   enqueue, enqueue_many, and the wake-up of idle workers.
+--   40_consume   claim, and the ways an attempt ends: ack, reject, release; extend in between.
+--   50_maintain  promote what is due, reap expired leases, turn the ring. Called by the workers; there is no daemon.
+--   60_schedule  recurring jobs.
+--   70_admin     queues, dead letters, waiting workers.
+--   80_observe   job_status, stats, the doctor.
+--   90_grant     who may do what. Nobody but the owner may do anything until told otherwise.
+--
+-- Errors of our own: PQ001 lease_lost, PQ002 queue_not_found, PQ003 not_read_committed, PQ004 payload_rejected,
+-- PQ005 queue_not_empty. Bad arguments are 22023 or 22004, as everywhere in PostgreSQL.
+
+DO $$
+DECLARE
+    v_owner text;
+BEGIN
+    IF current_setting('server_version_num')::int < 140000 THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'feature_not_supported',
+            MESSAGE = 'pgqueue needs PostgreSQL 14 or newer',
+            DETAIL = format('This server is %s.', current_setting('server_version')),
+            HINT = 'Install it on a newer server. Nothing was changed.';
+    END IF;
+    IF to_regprocedure('pgq.version()') IS NOT NULL AND to_regclass('pgq.ring') IS NOT NULL THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'duplicate_schema',
+            MESSAGE = 'pgqueue is already installed in this database',
+            HINT = 'SELECT pgq.version() shows which one. Use `pgqueue upgrade` or ALTER EXTENSION pgqueue UPDATE '
+                'to upgrade. Nothing was changed.';
+    END IF;
+    SELECT nspowner::regrole::text INTO v_owner FROM pg_catalog.pg_namespace WHERE nspname = 'pgq';
+    IF FOUND THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'duplicate_schema',
+            MESSAGE = 'schema pgq exists already and is not pgqueue''s',
+            DETAIL = format('It belongs to role %s. Skytools'' PgQ and PgQue use the same schema name.', v_owner),
+            HINT = 'Install pgqueue into another database. Nothing was changed.';
+    END IF;
+END;
+$$;
+
+CREATE SCHEMA pgq;
+COMMENT ON SCHEMA pgq IS 'pgqueue: an append-only job queue with leases, retries, priorities and an archive';

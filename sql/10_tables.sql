@@ -1,0 +1,399 @@
+-- Every table, its constraints and indexes.
+--
+-- Append-only, in a ring of sixteen segments: job, lease, outcome.
+-- Small and mutable, for those who use the feature: scheduled, dead, straggler.
+-- Settings and bookkeeping: queue, line, ring, segment, segment_lane, mark.
+-- The past: archive.
+
+-- Sequences -----------------------------------------------------------------------------------------------------------
+
+CREATE SEQUENCE pgq.job_id;
+COMMENT ON SEQUENCE pgq.job_id IS 'Job ids. Gaps are normal: a rolled-back enqueue leaves one';
+
+CREATE SEQUENCE pgq.lease_id;
+COMMENT ON SEQUENCE pgq.lease_id IS 'Lease numbers. A lease id is 16 times this plus the slot of its segment';
+
+-- Two numbers must be seen by every transaction as they are now, and not as they were when its snapshot was taken: a
+-- REPEATABLE READ producer that trusted its snapshot could insert into a segment that has been retired since. A
+-- sequence is exactly that, and leaves no dead rows.
+CREATE SEQUENCE pgq.epoch MINVALUE 0 START 0;
+COMMENT ON SEQUENCE pgq.epoch IS
+    'Which segment is open: generation << 36 | server start in seconds << 4 | slot';
+
+CREATE SEQUENCE pgq.world MINVALUE 0 START 0;
+COMMENT ON SEQUENCE pgq.world IS
+    'First generation that was opened on this cluster. Older segments came by restore: their xids mean nothing here';
+
+-- From now on they have a value to be read by pg_sequence_last_value().
+SELECT setval('pgq.epoch', 0), setval('pgq.world', 0);
+
+-- Queues --------------------------------------------------------------------------------------------------------------
+
+CREATE TABLE pgq.queue (
+    id int GENERATED ALWAYS AS IDENTITY (MAXVALUE 8388607),
+    name text NOT NULL,
+    lease interval NOT NULL,
+    max_attempts smallint NOT NULL,
+    backoff interval NOT NULL,
+    backoff_max interval NOT NULL,
+    retention interval NOT NULL,
+    shards smallint NOT NULL,
+    lanes smallint NOT NULL,
+    paused boolean NOT NULL DEFAULT false,
+    notify boolean NOT NULL,
+    created_at timestamptz NOT NULL,
+    CONSTRAINT queue_id_pkey PRIMARY KEY (id),
+    CONSTRAINT queue_name_key UNIQUE (name),
+    CONSTRAINT queue_name_check CHECK (length(name) BETWEEN 1 AND 128),
+    CONSTRAINT queue_lease_check CHECK (lease > '0'),
+    CONSTRAINT queue_max_attempts_check CHECK (max_attempts > 0),
+    CONSTRAINT queue_backoff_check CHECK (backoff >= '0' AND backoff_max >= backoff),
+    CONSTRAINT queue_retention_check CHECK (retention >= '0'),
+    CONSTRAINT queue_shards_check CHECK (shards BETWEEN 1 AND 64 AND lanes >= shards)
+);
+COMMENT ON TABLE pgq.queue IS 'Queues and their settings. Change them with pgq.alter_queue';
+COMMENT ON COLUMN pgq.queue.id IS 'Number of the queue, part of its lanes'' ids';
+COMMENT ON COLUMN pgq.queue.name IS 'Name, 1 to 128 characters';
+COMMENT ON COLUMN pgq.queue.lease IS 'How long a claim holds a job unless the claim says otherwise';
+COMMENT ON COLUMN pgq.queue.max_attempts IS 'Attempts before a job goes to the dead letters, unless the job says otherwise';
+COMMENT ON COLUMN pgq.queue.backoff IS 'Delay before the second attempt; doubles with each further one';
+COMMENT ON COLUMN pgq.queue.backoff_max IS 'Longest delay between two attempts';
+COMMENT ON COLUMN pgq.queue.retention IS 'How long finished attempts stay in pgq.archive; zero: they are not archived';
+COMMENT ON COLUMN pgq.queue.shards IS 'Lanes per priority that new jobs are spread over; 1 is strict first in, first out';
+COMMENT ON COLUMN pgq.queue.lanes IS 'Lanes per priority that claims look into: the most that shards has ever been';
+COMMENT ON COLUMN pgq.queue.paused IS 'Claims return nothing while true';
+COMMENT ON COLUMN pgq.queue.notify IS 'Whether enqueue wakes waiting workers with NOTIFY';
+COMMENT ON COLUMN pgq.queue.created_at IS 'When the queue was created';
+
+-- A lane is one queue, one priority, one shard; its id says which: queue << 16 | (priority + 128) << 8 | shard. Shard 0
+-- is the front of the line: released, expired and carried jobs, taken before all others of their priority. The lanes of
+-- a priority need no rows. What claims must know is which priorities are in use: a line is the front lane of one, or
+-- all its shards. Producers add it on first use, without a unique constraint, so that they never wait for each other;
+-- a line that is listed twice is looked at twice until pgq.maintain removes the second row.
+CREATE TABLE pgq.line (
+    lane bigint NOT NULL,
+    queue_id int NOT NULL
+);
+CREATE INDEX line_queue_id_lane_idx ON pgq.line (queue_id, lane);
+COMMENT ON TABLE pgq.line IS 'Lines in use: for each queue and priority the front lane, or all shards';
+COMMENT ON COLUMN pgq.line.lane IS 'The front lane, or the first of the shards';
+COMMENT ON COLUMN pgq.line.queue_id IS 'The queue';
+
+-- The ring ------------------------------------------------------------------------------------------------------------
+
+CREATE TYPE pgq.outcome_kind AS ENUM (
+    'done', 'retry', 'dead', 'expired', 'released', 'cancelled', 'carried', 'moved'
+);
+COMMENT ON TYPE pgq.outcome_kind IS
+    'How an attempt ended; carried: put into a younger segment unworked, moved: now in pgq.straggler';
+
+CREATE TABLE pgq.job (
+    lane bigint NOT NULL,
+    xid xid8 NOT NULL,
+    id bigint NOT NULL,
+    enqueued_at timestamptz NOT NULL,
+    slot smallint NOT NULL,
+    attempt smallint NOT NULL,
+    max_attempts smallint,
+    task text,
+    payload jsonb NOT NULL,
+    headers jsonb,
+    history jsonb
+) PARTITION BY LIST (slot);
+COMMENT ON TABLE pgq.job IS 'One row per attempt that may be claimed. Never updated, never deleted, truncated by segment';
+COMMENT ON COLUMN pgq.job.lane IS 'Lane: queue, priority and shard';
+COMMENT ON COLUMN pgq.job.xid IS 'Transaction that inserted the row';
+COMMENT ON COLUMN pgq.job.id IS 'Job id, the same for all attempts';
+COMMENT ON COLUMN pgq.job.enqueued_at IS 'When the job was first enqueued';
+COMMENT ON COLUMN pgq.job.slot IS 'Segment of the ring, 0 to 15';
+COMMENT ON COLUMN pgq.job.attempt IS 'Number of this attempt, from 1';
+COMMENT ON COLUMN pgq.job.max_attempts IS 'Attempts allowed; null: what the queue says';
+COMMENT ON COLUMN pgq.job.task IS 'What to do, in the words of the application';
+COMMENT ON COLUMN pgq.job.payload IS 'Arguments';
+COMMENT ON COLUMN pgq.job.headers IS 'Metadata, for instance a trace context';
+COMMENT ON COLUMN pgq.job.history IS 'Errors of earlier attempts: array of {attempt, at, error, worker}';
+
+CREATE TABLE pgq.lease (
+    id bigint NOT NULL,
+    lane bigint,
+    claimed_at timestamptz,
+    expires_at timestamptz NOT NULL,
+    cursor_xid xid8,
+    cursor_id bigint,
+    taken bigint,
+    late_xid xid8,
+    late_id bigint,
+    slot smallint NOT NULL,
+    worker text,
+    job_ids bigint[],
+    attempts smallint[],
+    open_xids xid8[]
+) PARTITION BY LIST (slot);
+COMMENT ON TABLE pgq.lease IS
+    'One row per claim, and one per extension. Never updated, never deleted, truncated with its segment';
+COMMENT ON COLUMN pgq.lease.id IS 'Lease id; grows within a lane; its lowest four bits are the slot';
+COMMENT ON COLUMN pgq.lease.lane IS 'Lane that was claimed from; null: an extension of the lease with this id';
+COMMENT ON COLUMN pgq.lease.claimed_at IS 'When the jobs were claimed';
+COMMENT ON COLUMN pgq.lease.expires_at IS 'When the lease ends, unless a later row extends it';
+COMMENT ON COLUMN pgq.lease.cursor_xid IS 'Position of the lane after this claim: xid of the last job in order';
+COMMENT ON COLUMN pgq.lease.cursor_id IS 'Position of the lane after this claim: id of the last job in order';
+COMMENT ON COLUMN pgq.lease.taken IS 'Jobs taken from this lane and segment so far, this claim included';
+COMMENT ON COLUMN pgq.lease.late_xid IS 'The transaction among open_xids whose jobs were handed out in part';
+COMMENT ON COLUMN pgq.lease.late_id IS 'The last job of late_xid that was handed out';
+COMMENT ON COLUMN pgq.lease.slot IS 'Segment of the ring, 0 to 15';
+COMMENT ON COLUMN pgq.lease.worker IS 'Who claimed, as the worker calls itself';
+COMMENT ON COLUMN pgq.lease.job_ids IS 'The jobs claimed';
+COMMENT ON COLUMN pgq.lease.attempts IS 'Their attempt numbers; null: all are first attempts';
+COMMENT ON COLUMN pgq.lease.open_xids IS 'Transactions that the cursor has passed before they ended';
+
+CREATE TABLE pgq.outcome (
+    job_id bigint NOT NULL,
+    lease_id bigint NOT NULL,
+    at timestamptz NOT NULL,
+    kind pgq.outcome_kind NOT NULL,
+    slot smallint NOT NULL,
+    result jsonb,
+    error text
+) PARTITION BY LIST (slot);
+COMMENT ON TABLE pgq.outcome IS 'How each claimed attempt ended, exactly one row for each: the first writer wins';
+COMMENT ON COLUMN pgq.outcome.job_id IS 'The job';
+COMMENT ON COLUMN pgq.outcome.lease_id IS 'The lease that held it';
+COMMENT ON COLUMN pgq.outcome.at IS 'When the attempt ended';
+COMMENT ON COLUMN pgq.outcome.kind IS 'How it ended';
+COMMENT ON COLUMN pgq.outcome.slot IS 'Segment of the ring, 0 to 15';
+COMMENT ON COLUMN pgq.outcome.result IS 'What the handler returned';
+COMMENT ON COLUMN pgq.outcome.error IS 'Why it failed';
+
+-- The sixteen segments. Autovacuum has nothing to do in a table that is only ever appended to and truncated. Indexes
+-- and defaults are the leaves' own, so that functions may name a leaf and never lock another one.
+DO $$
+DECLARE
+    v_slot int;
+BEGIN
+    FOR v_slot IN 0..15 LOOP
+        EXECUTE format($ddl$
+            CREATE TABLE pgq.job_%1$s PARTITION OF pgq.job (slot DEFAULT %1$s) FOR VALUES IN (%1$s)
+                WITH (autovacuum_enabled = false, toast.autovacuum_enabled = false);
+            CREATE INDEX job_%1$s_lane_xid_id_idx ON pgq.job_%1$s (lane, xid, id);
+            CREATE INDEX job_%1$s_id_idx ON pgq.job_%1$s (id);
+
+            CREATE TABLE pgq.lease_%1$s PARTITION OF pgq.lease (
+                slot DEFAULT %1$s, id DEFAULT (nextval('pgq.lease_id') << 4) | %1$s
+            ) FOR VALUES IN (%1$s)
+                WITH (autovacuum_enabled = false, toast.autovacuum_enabled = false);
+            CREATE INDEX lease_%1$s_lane_id_idx ON pgq.lease_%1$s (lane, id) WHERE lane IS NOT NULL;
+            CREATE INDEX lease_%1$s_id_idx ON pgq.lease_%1$s (id);
+            CREATE INDEX lease_%1$s_expires_at_idx ON pgq.lease_%1$s (expires_at);
+
+            CREATE TABLE pgq.outcome_%1$s PARTITION OF pgq.outcome (slot DEFAULT %1$s) FOR VALUES IN (%1$s)
+                WITH (autovacuum_enabled = false, toast.autovacuum_enabled = false);
+            CREATE UNIQUE INDEX outcome_%1$s_job_id_lease_id_key ON pgq.outcome_%1$s (job_id, lease_id);
+        $ddl$, v_slot);
+    END LOOP;
+END;
+$$;
+
+-- Claims must know which segments to look into. The newest row says so. Rows are added and, much later, removed, never
+-- changed: reading the newest costs the same after hours under a pinned snapshot.
+CREATE TABLE pgq.ring (
+    seq bigint GENERATED ALWAYS AS IDENTITY,
+    live bigint[] NOT NULL,
+    system_identifier bigint NOT NULL,
+    xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
+    CONSTRAINT ring_seq_pkey PRIMARY KEY (seq)
+);
+COMMENT ON TABLE pgq.ring IS 'Segments that may hold jobs to claim; the newest row counts';
+COMMENT ON COLUMN pgq.ring.seq IS 'Grows with every change';
+COMMENT ON COLUMN pgq.ring.live IS 'generation << 4 | slot of each such segment, oldest first';
+COMMENT ON COLUMN pgq.ring.system_identifier IS 'The cluster that this row was written on (pg_control_system())';
+COMMENT ON COLUMN pgq.ring.xid IS 'Transaction that wrote the row';
+
+CREATE TABLE pgq.segment (
+    slot smallint NOT NULL,
+    generation bigint NOT NULL,
+    state text NOT NULL,
+    opened_at timestamptz,
+    sealed_at timestamptz,
+    claimed_at timestamptz,
+    checked_at timestamptz,
+    jobs bigint,
+    archived_blocks bigint,
+    CONSTRAINT segment_slot_pkey PRIMARY KEY (slot),
+    CONSTRAINT segment_state_check CHECK (
+        state IN ('free', 'open', 'sealed', 'closed', 'claimed', 'drained', 'archived')
+    )
+) WITH (fillfactor = 50);
+COMMENT ON TABLE pgq.segment IS 'The sixteen segments of the ring and how far each has come. Only pgq.rotate writes here';
+COMMENT ON COLUMN pgq.segment.slot IS '0 to 15; its tables are job_N, lease_N and outcome_N';
+COMMENT ON COLUMN pgq.segment.generation IS 'How many segments had been opened before this one';
+COMMENT ON COLUMN pgq.segment.state IS
+    'free; open: takes new jobs; sealed: takes none; closed: nobody is still writing to it; '
+    'claimed: every job was handed out; drained: every attempt has ended; archived: may be truncated';
+COMMENT ON COLUMN pgq.segment.opened_at IS 'When it was opened';
+COMMENT ON COLUMN pgq.segment.sealed_at IS 'When it was sealed';
+COMMENT ON COLUMN pgq.segment.claimed_at IS 'When its last job was seen handed out';
+COMMENT ON COLUMN pgq.segment.checked_at IS 'When it was last looked at for the next step';
+COMMENT ON COLUMN pgq.segment.jobs IS 'Rows in its job table, counted when it was closed';
+COMMENT ON COLUMN pgq.segment.archived_blocks IS 'Blocks of its outcome table that are in the archive already';
+
+CREATE TABLE pgq.segment_lane (
+    slot smallint NOT NULL,
+    lane bigint NOT NULL,
+    jobs bigint NOT NULL,
+    CONSTRAINT segment_lane_slot_lane_pkey PRIMARY KEY (slot, lane)
+);
+COMMENT ON TABLE pgq.segment_lane IS 'Jobs per lane of closed segments that still have some to hand out';
+COMMENT ON COLUMN pgq.segment_lane.slot IS 'Segment of the ring, 0 to 15';
+COMMENT ON COLUMN pgq.segment_lane.lane IS 'Lane';
+COMMENT ON COLUMN pgq.segment_lane.jobs IS 'Jobs of this lane in the segment, claimed or not';
+
+CREATE TABLE pgq.mark (
+    seq bigint GENERATED ALWAYS AS IDENTITY,
+    kind text NOT NULL,
+    at timestamptz NOT NULL,
+    CONSTRAINT mark_kind_seq_pkey PRIMARY KEY (kind, seq)
+);
+COMMENT ON TABLE pgq.mark IS
+    'How far the reaper and the promoter have come, so that they need not walk again over what is gone but not yet '
+    'vacuumed. The newest row of a kind counts; nothing depends on it but speed';
+COMMENT ON COLUMN pgq.mark.seq IS 'Grows with every change';
+COMMENT ON COLUMN pgq.mark.kind IS 'reap, promote, sweep, tidy';
+COMMENT ON COLUMN pgq.mark.at IS 'What is older has been dealt with';
+
+-- For those who use them ----------------------------------------------------------------------------------------------
+
+CREATE TABLE pgq.scheduled (
+    run_at timestamptz NOT NULL,
+    id bigint NOT NULL,
+    lane bigint NOT NULL,
+    enqueued_at timestamptz NOT NULL,
+    attempt smallint NOT NULL,
+    max_attempts smallint,
+    task text,
+    payload jsonb NOT NULL,
+    headers jsonb,
+    history jsonb,
+    CONSTRAINT scheduled_id_pkey PRIMARY KEY (id)
+);
+CREATE INDEX scheduled_run_at_idx ON pgq.scheduled (run_at);
+CREATE INDEX scheduled_queue_run_at_idx ON pgq.scheduled ((lane >> 16), run_at);
+COMMENT ON TABLE pgq.scheduled IS 'Jobs whose time has not come: enqueued for later, or waiting for their next attempt';
+COMMENT ON COLUMN pgq.scheduled.run_at IS 'When the job becomes ready';
+COMMENT ON COLUMN pgq.scheduled.id IS 'Job id';
+COMMENT ON COLUMN pgq.scheduled.lane IS 'Lane that it will join';
+COMMENT ON COLUMN pgq.scheduled.enqueued_at IS 'When the job was first enqueued';
+COMMENT ON COLUMN pgq.scheduled.attempt IS 'Number of the attempt to come';
+COMMENT ON COLUMN pgq.scheduled.max_attempts IS 'Attempts allowed; null: what the queue says';
+COMMENT ON COLUMN pgq.scheduled.task IS 'What to do';
+COMMENT ON COLUMN pgq.scheduled.payload IS 'Arguments';
+COMMENT ON COLUMN pgq.scheduled.headers IS 'Metadata';
+COMMENT ON COLUMN pgq.scheduled.history IS 'Errors of earlier attempts';
+
+CREATE TABLE pgq.dead (
+    id bigint NOT NULL,
+    lane bigint NOT NULL,
+    enqueued_at timestamptz NOT NULL,
+    died_at timestamptz NOT NULL,
+    attempt smallint NOT NULL,
+    max_attempts smallint,
+    task text,
+    payload jsonb NOT NULL,
+    headers jsonb,
+    history jsonb,
+    error text,
+    CONSTRAINT dead_id_pkey PRIMARY KEY (id)
+);
+CREATE INDEX dead_queue_id_idx ON pgq.dead ((lane >> 16), id);
+COMMENT ON TABLE pgq.dead IS 'Dead letters: jobs that failed for good. pgq.redrive sends them back to work';
+COMMENT ON COLUMN pgq.dead.id IS 'Job id';
+COMMENT ON COLUMN pgq.dead.lane IS 'Lane that it came from';
+COMMENT ON COLUMN pgq.dead.enqueued_at IS 'When the job was first enqueued';
+COMMENT ON COLUMN pgq.dead.died_at IS 'When its last attempt failed';
+COMMENT ON COLUMN pgq.dead.attempt IS 'Attempts made';
+COMMENT ON COLUMN pgq.dead.max_attempts IS 'Attempts allowed; null: what the queue says';
+COMMENT ON COLUMN pgq.dead.task IS 'What to do';
+COMMENT ON COLUMN pgq.dead.payload IS 'Arguments';
+COMMENT ON COLUMN pgq.dead.headers IS 'Metadata';
+COMMENT ON COLUMN pgq.dead.history IS 'Errors of all attempts: array of {attempt, at, error, worker}';
+COMMENT ON COLUMN pgq.dead.error IS 'The last error';
+
+CREATE TABLE pgq.straggler (
+    id bigint NOT NULL,
+    lease bigint NOT NULL,
+    lane bigint NOT NULL,
+    enqueued_at timestamptz NOT NULL,
+    claimed_at timestamptz NOT NULL,
+    expires_at timestamptz NOT NULL,
+    attempt smallint NOT NULL,
+    max_attempts smallint,
+    worker text,
+    task text,
+    payload jsonb NOT NULL,
+    headers jsonb,
+    history jsonb,
+    finished_at timestamptz,
+    kind pgq.outcome_kind,
+    result jsonb,
+    error text,
+    CONSTRAINT straggler_id_lease_pkey PRIMARY KEY (id, lease)
+);
+CREATE INDEX straggler_lease_idx ON pgq.straggler (lease);
+CREATE INDEX straggler_expires_at_idx ON pgq.straggler (expires_at) WHERE kind IS NULL;
+COMMENT ON TABLE pgq.straggler IS 'Jobs that run longer than their segment could wait for; their leases go on here';
+COMMENT ON COLUMN pgq.straggler.id IS 'Job id';
+COMMENT ON COLUMN pgq.straggler.lease IS 'The lease that holds it';
+COMMENT ON COLUMN pgq.straggler.lane IS 'Lane';
+COMMENT ON COLUMN pgq.straggler.enqueued_at IS 'When the job was first enqueued';
+COMMENT ON COLUMN pgq.straggler.claimed_at IS 'When it was claimed';
+COMMENT ON COLUMN pgq.straggler.expires_at IS 'When the lease ends';
+COMMENT ON COLUMN pgq.straggler.attempt IS 'Number of this attempt';
+COMMENT ON COLUMN pgq.straggler.max_attempts IS 'Attempts allowed; null: what the queue says';
+COMMENT ON COLUMN pgq.straggler.worker IS 'Who claimed it';
+COMMENT ON COLUMN pgq.straggler.task IS 'What to do';
+COMMENT ON COLUMN pgq.straggler.payload IS 'Arguments';
+COMMENT ON COLUMN pgq.straggler.headers IS 'Metadata';
+COMMENT ON COLUMN pgq.straggler.history IS 'Errors of earlier attempts';
+COMMENT ON COLUMN pgq.straggler.finished_at IS 'When the attempt ended; null: it is running';
+COMMENT ON COLUMN pgq.straggler.kind IS 'How it ended';
+COMMENT ON COLUMN pgq.straggler.result IS 'What the handler returned';
+COMMENT ON COLUMN pgq.straggler.error IS 'Why it failed';
+
+-- The past ------------------------------------------------------------------------------------------------------------
+
+CREATE TABLE pgq.archive (
+    id bigint NOT NULL,
+    lease bigint NOT NULL,
+    enqueued_at timestamptz NOT NULL,
+    started_at timestamptz NOT NULL,
+    finished_at timestamptz NOT NULL,
+    drop_after timestamptz NOT NULL,
+    kind pgq.outcome_kind NOT NULL,
+    attempt smallint NOT NULL,
+    priority smallint NOT NULL,
+    queue text NOT NULL,
+    worker text,
+    task text,
+    payload jsonb NOT NULL,
+    headers jsonb,
+    result jsonb,
+    error text
+) PARTITION BY RANGE (drop_after);
+CREATE INDEX archive_id_idx ON pgq.archive (id);
+COMMENT ON TABLE pgq.archive IS
+    'Finished attempts, copied here when their segment is retired; partitions are dropped whole when their time is over';
+COMMENT ON COLUMN pgq.archive.id IS 'Job id';
+COMMENT ON COLUMN pgq.archive.lease IS 'The lease under which the attempt ran';
+COMMENT ON COLUMN pgq.archive.enqueued_at IS 'When the job was first enqueued';
+COMMENT ON COLUMN pgq.archive.started_at IS 'When the attempt was claimed';
+COMMENT ON COLUMN pgq.archive.finished_at IS 'When the attempt ended';
+COMMENT ON COLUMN pgq.archive.drop_after IS 'When the row may go: finished_at plus the queue''s retention';
+COMMENT ON COLUMN pgq.archive.kind IS 'How the attempt ended';
+COMMENT ON COLUMN pgq.archive.attempt IS 'Number of the attempt';
+COMMENT ON COLUMN pgq.archive.priority IS 'Priority, lower runs first';
+COMMENT ON COLUMN pgq.archive.queue IS 'Queue';
+COMMENT ON COLUMN pgq.archive.worker IS 'Who worked on it';
+COMMENT ON COLUMN pgq.archive.task IS 'What to do';
+COMMENT ON COLUMN pgq.archive.payload IS 'Arguments';
+COMMENT ON COLUMN pgq.archive.headers IS 'Metadata';
+COMMENT ON COLUMN pgq.archive.result IS 'What the handler returned';
+COMMENT ON COLUMN pgq.archive.error IS 'Why it failed';

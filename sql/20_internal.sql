@@ -1,0 +1,306 @@
+-- The clock, the locks, the ring and the reading of single leases.
+
+-- The clock and the locks ---------------------------------------------------------------------------------------------
+
+CREATE FUNCTION pgq._now() RETURNS timestamptz
+    LANGUAGE sql VOLATILE
+AS $$ SELECT clock_timestamp() $$;
+COMMENT ON FUNCTION pgq._now() IS 'The one clock. Tests replace it';
+
+-- Advisory locks are keyed by 'pgq' in the upper 24 bits; the lower 40 are a lane, or a queue or a purpose above them.
+CREATE FUNCTION pgq._lane_key(lane bigint) RETURNS bigint
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+AS $$ SELECT 8099566699663065088 | lane $$;
+COMMENT ON FUNCTION pgq._lane_key(bigint) IS 'Advisory lock of a lane, held while claiming from it';
+
+CREATE FUNCTION pgq._watch_key(queue_id int) RETURNS bigint
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+AS $$ SELECT 8099567249418878976 | queue_id $$;
+COMMENT ON FUNCTION pgq._watch_key(int) IS 'Advisory lock of a queue, held in shared mode by sessions that wait for work';
+
+CREATE FUNCTION pgq._task_key(purpose int) RETURNS bigint
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+AS $$ SELECT 8099567524296785920 | purpose $$;
+COMMENT ON FUNCTION pgq._task_key(int) IS
+    'Advisory lock of a maintenance task: 1 the ring, 2 the reaper, 3 the promoter, 4 the archive';
+
+CREATE FUNCTION pgq._segment_key(epoch bigint) RETURNS bigint
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+AS $$ SELECT 8099567799174692864 | (epoch & 15) $$;
+COMMENT ON FUNCTION pgq._segment_key(bigint) IS 'Advisory lock of a segment, held in shared mode by those who insert jobs';
+
+CREATE FUNCTION pgq._lane(queue_id int, priority int, shard int) RETURNS bigint
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+AS $$ SELECT (queue_id::bigint << 16) | ((priority + 128) << 8) | shard $$;
+COMMENT ON FUNCTION pgq._lane(int, int, int) IS 'The id of a lane; shard 0 is the front of the line';
+
+CREATE FUNCTION pgq._priority(lane bigint) RETURNS int
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+AS $$ SELECT ((lane >> 8) & 255)::int - 128 $$;
+COMMENT ON FUNCTION pgq._priority(bigint) IS 'The priority of a lane';
+
+-- Arguments -----------------------------------------------------------------------------------------------------------
+
+CREATE FUNCTION pgq._require(argument text, valid boolean, rule text) RETURNS void
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    IF valid IS NULL THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'null_value_not_allowed',
+            MESSAGE = format('%s must not be null', argument),
+            HINT = format('%s must be %s.', argument, rule);
+    ELSIF NOT valid THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('%s is out of range', argument),
+            HINT = format('%s must be %s.', argument, rule);
+    END IF;
+END;
+$$;
+COMMENT ON FUNCTION pgq._require(text, boolean, text) IS 'Raises 22004 or 22023 unless an argument is valid';
+
+CREATE FUNCTION pgq._not_yet(feature text) RETURNS void
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    RAISE EXCEPTION USING
+        ERRCODE = 'feature_not_supported',
+        MESSAGE = format('%s is not supported by this version of pgqueue', feature),
+        HINT = 'SELECT pgq.version() shows the version; the change log says which one brings it.';
+END;
+$$;
+COMMENT ON FUNCTION pgq._not_yet(text) IS 'Raises 0A000 for what is reserved';
+
+CREATE FUNCTION pgq._find_queue(queue text) RETURNS pgq.queue
+    LANGUAGE plpgsql STABLE
+AS $$
+DECLARE
+    v_queue pgq.queue;
+BEGIN
+    IF queue IS NULL THEN
+        PERFORM pgq._require('queue', NULL, 'the name of a queue');
+    END IF;
+    SELECT * INTO v_queue FROM pgq.queue q WHERE q.name = _find_queue.queue;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'PQ002',
+            MESSAGE = format('queue "%s" does not exist', left(queue, 128)),
+            HINT = 'Create it with SELECT pgq.create_queue(…), or look for the right name in pgq.stats().';
+    END IF;
+    RETURN v_queue;
+END;
+$$;
+COMMENT ON FUNCTION pgq._find_queue(text) IS 'The settings of a queue; raises PQ002 if there is none';
+
+CREATE FUNCTION pgq._read_committed() RETURNS void
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'PQ003',
+            MESSAGE = 'this needs a READ COMMITTED transaction',
+            DETAIL = format('The transaction is %s: it cannot see what others have claimed since it began.',
+                upper(current_setting('transaction_isolation'))),
+            HINT = 'Claim and maintain in short READ COMMITTED transactions of their own.';
+    END IF;
+END;
+$$;
+COMMENT ON FUNCTION pgq._read_committed() IS 'Raises PQ003 unless each statement sees the newest committed state';
+
+-- The ring ------------------------------------------------------------------------------------------------------------
+
+CREATE FUNCTION pgq._boot() RETURNS bigint
+    LANGUAGE sql STABLE PARALLEL SAFE
+AS $$ SELECT date_part('epoch', pg_postmaster_start_time())::bigint & 4294967295 $$;
+COMMENT ON FUNCTION pgq._boot() IS 'When this server started, in seconds. It tells a restored database from the original';
+
+CREATE FUNCTION pgq._open_token(epoch bigint) RETURNS bigint
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+AS $$ SELECT ((epoch >> 36) << 4) | (epoch & 15) $$;
+COMMENT ON FUNCTION pgq._open_token(bigint) IS 'generation << 4 | slot of the segment that an epoch says is open';
+
+CREATE FUNCTION pgq._set_open(token bigint) RETURNS bigint
+    LANGUAGE sql VOLATILE
+AS $$ SELECT setval('pgq.epoch', ((token >> 4) << 36) | (pgq._boot() << 4) | (token & 15)) $$;
+COMMENT ON FUNCTION pgq._set_open(bigint) IS
+    'Opens a segment, for everybody and at once, whatever becomes of this transaction; returns the epoch';
+
+-- After each start of the server the first caller looks whether the transaction ids still mean what they meant. After
+-- a restore into another cluster they do not: new jobs could sort before cursors that have passed. Then a fresh segment
+-- is opened, and the old ones are claimed by their own order, all their transactions taken as ended.
+CREATE FUNCTION pgq._adopt() RETURNS bigint
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_epoch bigint;
+    v_live bigint[];
+    v_here bigint := (SELECT c.system_identifier FROM pg_control_system() c);
+    v_there bigint;
+    v_xid xid8;
+    v_token bigint;
+    v_slot int;
+BEGIN
+    PERFORM pg_advisory_xact_lock(pgq._task_key(1));
+    v_epoch := pg_sequence_last_value('pgq.epoch');
+    IF (v_epoch >> 4) & 4294967295 = pgq._boot() THEN
+        RETURN v_epoch;
+    END IF;
+    SELECT r.live, r.system_identifier INTO v_live, v_there FROM pgq.ring r ORDER BY r.seq DESC LIMIT 1;
+    v_live := v_live || pgq._open_token(v_epoch);
+
+    -- The newest rows are at the end of the heap.
+    FOREACH v_token IN ARRAY v_live LOOP
+        EXECUTE format(
+            'SELECT greatest(%L::xid8, max(j.xid)) FROM pgq.job_%s j WHERE j.ctid >= format(''(%%s,0)'', $1)::tid',
+            v_xid, v_token & 15)
+        INTO v_xid
+        USING greatest(pg_relation_size(format('pgq.job_%s', v_token & 15)::regclass) / 8192 - 4, 0);
+    END LOOP;
+    IF coalesce(v_there, v_here) = v_here
+        AND coalesce(v_xid < pg_snapshot_xmax(pg_current_snapshot()) OR v_xid = pg_current_xact_id_if_assigned(), true)
+    THEN
+        RETURN pgq._set_open(pgq._open_token(v_epoch));
+    END IF;
+
+    FOR v_slot IN SELECT s FROM generate_series(0, 15) s WHERE s <> ALL (SELECT t & 15 FROM unnest(v_live) t) LOOP
+        IF pg_relation_size(format('pgq.job_%s', v_slot)::regclass) = 0 THEN
+            v_token := (((v_epoch >> 36) + 1) << 4) | v_slot;
+            PERFORM setval('pgq.world', v_token >> 4);
+            RETURN pgq._set_open(v_token);
+        END IF;
+    END LOOP;
+    RAISE EXCEPTION USING
+        ERRCODE = 'object_not_in_prerequisite_state',
+        MESSAGE = 'this database was restored from another cluster and has no free segment for new jobs',
+        DETAIL = 'All sixteen segments hold jobs whose transaction ids come from the other cluster.',
+        HINT = 'Restore from a dump taken when fewer jobs were waiting.';
+END;
+$$;
+COMMENT ON FUNCTION pgq._adopt() IS 'Confirms or changes the open segment after a server start; returns the epoch';
+
+-- The functions whose names end in _0 read the tables of segment 0 by name: a plan over the partitioned parent would
+-- lock all sixteen segments each time and wait for the truncation of one that it does not need. _for_each_slot makes
+-- the other fifteen from them, and one that chooses (EXECUTE would cost 10 to 20 µs more).
+CREATE FUNCTION pgq._for_each_slot(function regprocedure) RETURNS void
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_code text := pg_get_functiondef(function);
+    v_comment text := obj_description(function, 'pg_proc');
+    v_types text := pg_get_function_identity_arguments(function);
+    v_name text;
+    v_leaf text;
+    v_tree text[];
+    v_step int := 1;
+BEGIN
+    SELECT regexp_replace(p.proname, '_0$', ''),
+        CASE WHEN p.proretset THEN 'RETURN QUERY SELECT * FROM pgq.%I(%s);' ELSE 'RETURN pgq.%I(%s);' END
+    INTO v_name, v_leaf FROM pg_proc p WHERE p.oid = function;
+    FOR v_slot IN 1..15 LOOP
+        EXECUTE regexp_replace(v_code, '\m([a-z_]+)_0\M', '\1_' || v_slot, 'g');
+        EXECUTE format('COMMENT ON FUNCTION pgq.%I(%s) IS %L', v_name || '_' || v_slot, v_types,
+            replace(v_comment, 'segment 0', 'segment ' || v_slot));
+    END LOOP;
+
+    -- A binary tree of IFs: PL/pgSQL prepares every expression that it meets anew in each transaction.
+    SELECT array_agg(format(v_leaf, v_name || '_' || s, (
+        SELECT string_agg(n, ', ' ORDER BY i) FROM pg_proc p, unnest(p.proargnames) WITH ORDINALITY a (n, i)
+        WHERE p.oid = function
+    )) ORDER BY s)
+    INTO v_tree FROM generate_series(0, 15) s;
+    WHILE cardinality(v_tree) > 1 LOOP
+        SELECT array_agg(format(E'IF slot < %s THEN\n%s\nELSE\n%s\nEND IF;', (2 * i - 1) * v_step, v_tree[2 * i - 1],
+            v_tree[2 * i]) ORDER BY i)
+        INTO v_tree FROM generate_series(1, cardinality(v_tree) / 2) i;
+        v_step := v_step * 2;
+    END LOOP;
+    EXECUTE format('CREATE FUNCTION pgq.%I(%s) RETURNS %s LANGUAGE plpgsql AS %L', v_name, concat_ws(', ', 'slot int', nullif(v_types, '')),
+        pg_get_function_result(function), format(E'BEGIN\n%s\nEND;', v_tree[1]));
+    EXECUTE format('COMMENT ON FUNCTION pgq.%I(%s) IS %L', v_name, concat_ws(', ', 'slot int', nullif(v_types, '')),
+        replace(v_comment, 'segment 0', 'the segment in a slot'));
+END;
+$$;
+COMMENT ON FUNCTION pgq._for_each_slot(regprocedure) IS
+    'From a function for segment 0 makes those for 1 to 15, and the one that takes the slot as its first argument';
+
+-- To insert jobs, hold the open segment first: take its lock in shared mode, then look again whether it is still open.
+-- Either the look shows that it was sealed meanwhile, or who seals it finds the lock and waits for its end. Read the
+-- queue's row after this, not before: pgq.drop_queue takes the lock in exclusive mode against it.
+CREATE FUNCTION pgq._hold() RETURNS int
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_epoch bigint;
+BEGIN
+    LOOP
+        v_epoch := pg_sequence_last_value('pgq.epoch');
+        IF (v_epoch >> 4) & 4294967295 <> pgq._boot() THEN
+            v_epoch := pgq._adopt();
+        END IF;
+        PERFORM pg_advisory_xact_lock_shared(pgq._segment_key(v_epoch));
+        IF pg_sequence_last_value('pgq.epoch') = v_epoch THEN
+            RETURN v_epoch & 15;
+        END IF;
+    END LOOP;
+END;
+$$;
+COMMENT ON FUNCTION pgq._hold() IS 'The slot of the open segment, held so that what is inserted into it will be found';
+
+-- One lease, read from the tables of its segment ----------------------------------------------------------------------
+
+CREATE TYPE pgq.attempt AS (
+    id bigint,
+    lease bigint,
+    lane bigint,
+    enqueued_at timestamptz,
+    claimed_at timestamptz,
+    attempt int,
+    max_attempts int,
+    worker text,
+    task text,
+    payload jsonb,
+    headers jsonb,
+    history jsonb
+);
+COMMENT ON TYPE pgq.attempt IS 'A claimed attempt with all that is needed to make the next one';
+
+CREATE FUNCTION pgq._attempts_0(ids bigint[], leases bigint[]) RETURNS SETOF pgq.attempt
+    LANGUAGE plpgsql STABLE
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT a.id, l.id, l.lane, j.enqueued_at, l.claimed_at, j.attempt::int, j.max_attempts::int, l.worker,
+        j.task, j.payload, j.headers, j.history
+    FROM (SELECT DISTINCT u.id, u.lease FROM unnest(ids, leases) u (id, lease)) a
+    JOIN pgq.lease_0 l ON l.id = a.lease AND l.lane IS NOT NULL AND a.id = ANY (l.job_ids)
+    CROSS JOIN LATERAL (
+        SELECT * FROM pgq.job_0 j
+        WHERE j.id = a.id AND j.lane = l.lane AND j.attempt = coalesce(l.attempts[array_position(l.job_ids, a.id)], 1)
+        ORDER BY j.xid > l.cursor_xid, j.xid DESC
+        LIMIT 1
+    ) j;
+END;
+$$;
+COMMENT ON FUNCTION pgq._attempts_0(bigint[], bigint[]) IS 'The attempts that these leases of segment 0 hold or held';
+
+SELECT pgq._for_each_slot('pgq._attempts_0(bigint[],bigint[])');
+
+CREATE FUNCTION pgq._attempts(ids bigint[], leases bigint[]) RETURNS SETOF pgq.attempt
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_slot int;
+BEGIN
+    FOR v_slot IN SELECT DISTINCT (u.lease & 15)::int FROM unnest(leases) u (lease) LOOP
+        RETURN QUERY SELECT * FROM pgq._attempts(v_slot, ids, leases);
+    END LOOP;
+    RETURN QUERY
+    SELECT s.id, s.lease, s.lane, s.enqueued_at, s.claimed_at, s.attempt::int, s.max_attempts::int, s.worker,
+        s.task, s.payload, s.headers, s.history
+    FROM (SELECT DISTINCT u.id, u.lease FROM unnest(ids, leases) u (id, lease)) a
+    JOIN pgq.straggler s ON s.id = a.id AND s.lease = a.lease AND s.kind IS NULL;
+END;
+$$;
+COMMENT ON FUNCTION pgq._attempts(bigint[], bigint[]) IS 'The attempts that these leases hold or held, stragglers too';

@@ -1,0 +1,237 @@
+-- enqueue, enqueue_many, and the wake-up of idle workers.
+-- Tables: reads queue, line, epoch; appends to job, or to scheduled if it is for later; adds to line on first use.
+
+-- A sleeping worker holds the queue's watch lock in shared mode, so trying for it in exclusive mode tells whether there
+-- is one, without a table that every idle worker would keep writing to. Two producers that try in the same microsecond
+-- look like a worker to each other; looking twice more makes that rare, and it is harmless: one NOTIFY too many.
+-- NOTIFY takes a lock of the whole cluster at commit, so it is sent only if somebody waits.
+CREATE FUNCTION pgq._wake(queue_id int, queue text) RETURNS void
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    FOR v_look IN 1..3 LOOP
+        IF pg_try_advisory_lock(pgq._watch_key(queue_id)) AND pg_advisory_unlock(pgq._watch_key(queue_id)) THEN
+            RETURN;
+        END IF;
+    END LOOP;
+    IF pg_notification_queue_usage() < 0.5 THEN
+        PERFORM pg_notify('pgq', queue);
+    END IF;
+END;
+$$;
+COMMENT ON FUNCTION pgq._wake(int, text) IS 'Notifies channel pgq with the queue''s name if a session watches it';
+
+-- The row is read after the open segment was locked, so it shows every drop that has been committed. Only under
+-- REPEATABLE READ a row lock is needed for that; it raises 40001 if the queue is gone.
+CREATE FUNCTION pgq._producing(queue text) RETURNS pgq.queue
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_queue pgq.queue;
+BEGIN
+    IF current_setting('transaction_isolation') = 'read committed' THEN
+        SELECT * INTO v_queue FROM pgq.queue q WHERE q.name = _producing.queue;
+    ELSE
+        SELECT * INTO v_queue FROM pgq.queue q WHERE q.name = _producing.queue FOR KEY SHARE;
+    END IF;
+    IF NOT FOUND THEN
+        v_queue := pgq._find_queue(queue);
+    END IF;
+    RETURN v_queue;
+END;
+$$;
+COMMENT ON FUNCTION pgq._producing(text) IS 'The queue that a producer adds to; raises PQ002';
+
+-- Priority 0 is in use from the beginning.
+CREATE FUNCTION pgq._add_line(lane bigint) RETURNS void
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_line CONSTANT bigint := (lane & ~255::bigint) | CASE WHEN lane & 255 = 0 THEN 0 ELSE 1 END;
+BEGIN
+    INSERT INTO pgq.line AS l (lane, queue_id)
+    SELECT v_line, v_line >> 16
+    WHERE NOT EXISTS (SELECT FROM pgq.line l WHERE l.queue_id = v_line >> 16 AND l.lane = v_line);
+END;
+$$;
+COMMENT ON FUNCTION pgq._add_line(bigint) IS 'Makes sure that claims look at the line of a lane';
+
+CREATE FUNCTION pgq._due(run_at timestamptz, delay interval) RETURNS timestamptz
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    IF run_at IS NOT NULL AND delay IS NOT NULL THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'invalid_parameter_value',
+            MESSAGE = 'run_at and delay are both given',
+            HINT = 'Give one of them: a time, or an interval from now.';
+    ELSIF run_at IS NOT NULL THEN
+        PERFORM pgq._require('run_at', isfinite(run_at), 'a finite time');
+        RETURN run_at;
+    ELSIF delay IS NOT NULL THEN
+        PERFORM pgq._require('delay', delay BETWEEN '0' AND '100 years', 'an interval between 0 and 100 years');
+        RETURN pgq._now() + delay;
+    END IF;
+    RETURN NULL;
+END;
+$$;
+COMMENT ON FUNCTION pgq._due(timestamptz, interval) IS 'When a job is due, of the two ways to say so; null: now';
+
+CREATE FUNCTION pgq._check_job(priority int, max_attempts int, headers jsonb) RETURNS void
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    PERFORM pgq._require('priority', priority BETWEEN -100 AND 100, 'between -100 (runs first) and 100 (runs last)');
+    IF max_attempts IS NOT NULL THEN
+        PERFORM pgq._require('max_attempts', max_attempts BETWEEN 1 AND 32767, 'between 1 and 32767');
+    END IF;
+    IF headers IS NOT NULL THEN
+        PERFORM pgq._require('headers', jsonb_typeof(headers) = 'object', 'a JSON object');
+    END IF;
+END;
+$$;
+COMMENT ON FUNCTION pgq._check_job(int, int, jsonb) IS 'Raises 22004 or 22023 for bad arguments of enqueue';
+
+-- What enqueue does with anything but a plain job.
+CREATE FUNCTION pgq._enqueue(
+    queue text, payload jsonb, task text, priority int, run_at timestamptz, delay interval, max_attempts int,
+    unique_key text, group_key text, headers jsonb
+) RETURNS bigint
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    PERFORM pgq._require('payload', payload IS NOT NULL OR NULL, 'JSON; the JSON null is written ''null''');
+    IF unique_key IS NOT NULL OR group_key IS NOT NULL THEN
+        PERFORM pgq._not_yet(CASE WHEN unique_key IS NOT NULL THEN 'unique_key' ELSE 'group_key' END);
+    END IF;
+    RETURN (
+        SELECT e FROM pgq.enqueue_many(queue, ARRAY[payload], task, priority, run_at, delay, max_attempts, NULL, headers) e
+    );
+END;
+$$;
+COMMENT ON FUNCTION pgq._enqueue(text, jsonb, text, int, timestamptz, interval, int, text, text, jsonb) IS
+    'The general form of pgq.enqueue';
+
+-- The plain case is measured in microseconds. Single look-ups are faster than a join of them, and everything stands in
+-- one function because each expression of each function called is prepared anew in every transaction.
+CREATE FUNCTION pgq.enqueue(
+    queue text,
+    payload jsonb DEFAULT '{}',
+    task text DEFAULT NULL,
+    priority int DEFAULT 0,
+    run_at timestamptz DEFAULT NULL,
+    delay interval DEFAULT NULL,
+    max_attempts int DEFAULT NULL,
+    unique_key text DEFAULT NULL,
+    group_key text DEFAULT NULL,
+    headers jsonb DEFAULT NULL
+) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_epoch bigint := pg_sequence_last_value('pgq.epoch');
+    v_queue int;
+    v_shards bigint;
+    v_id bigint;
+BEGIN
+    IF priority IS DISTINCT FROM 0 OR payload IS NULL OR run_at IS NOT NULL OR delay IS NOT NULL
+        OR max_attempts IS NOT NULL OR headers IS NOT NULL OR unique_key IS NOT NULL OR group_key IS NOT NULL
+        OR current_setting('transaction_isolation') <> 'read committed'
+        OR (v_epoch >> 4) & 4294967295 <> pgq._boot()
+        OR pg_advisory_xact_lock_shared(pgq._segment_key(v_epoch)) IS NULL
+        OR pg_sequence_last_value('pgq.epoch') <> v_epoch
+    THEN
+        RETURN pgq._enqueue(queue, payload, task, priority, run_at, delay, max_attempts, unique_key, group_key, headers);
+    END IF;
+    SELECT q.id, q.shards INTO v_queue, v_shards FROM pgq.queue q WHERE q.name = enqueue.queue;
+    IF v_queue IS NULL THEN
+        PERFORM pgq._find_queue(queue);
+    END IF;
+    INSERT INTO pgq.job (lane, xid, id, enqueued_at, slot, attempt, task, payload)
+    VALUES (pgq._lane(v_queue, 0, (nextval('pgq.job_id') % v_shards)::int + 1), pg_current_xact_id(), lastval(),
+        pgq._now(), v_epoch & 15, 1, enqueue.task, enqueue.payload)
+    RETURNING id INTO v_id;
+    IF NOT (pg_try_advisory_lock(pgq._watch_key(v_queue)) AND pg_advisory_unlock(pgq._watch_key(v_queue))) THEN
+        PERFORM pgq._wake(v_queue, queue);
+    END IF;
+    RETURN v_id;
+END;
+$$;
+COMMENT ON FUNCTION pgq.enqueue(text, jsonb, text, int, timestamptz, interval, int, text, text, jsonb) IS
+    'Adds a job to a queue as part of the caller''s transaction and returns its id. priority: -100 runs first, 100 last. '
+    'run_at or delay: not before then. max_attempts: instead of the queue''s. headers: a JSON object for metadata. '
+    'Raises PQ002 if there is no such queue, 22023 and 22004 for bad arguments';
+
+CREATE FUNCTION pgq.enqueue_many(
+    queue text,
+    payloads jsonb[],
+    task text DEFAULT NULL,
+    priority int DEFAULT 0,
+    run_at timestamptz DEFAULT NULL,
+    delay interval DEFAULT NULL,
+    max_attempts int DEFAULT NULL,
+    group_keys text[] DEFAULT NULL,
+    headers jsonb DEFAULT NULL
+) RETURNS SETOF bigint
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_ids bigint[];
+    v_slot int;
+    v_queue pgq.queue;
+BEGIN
+    PERFORM pgq._check_job(priority, max_attempts, headers);
+    PERFORM pgq._require('payloads', payloads IS NOT NULL OR NULL, 'an array of JSON');
+    PERFORM pgq._require('each of payloads', array_position(payloads, NULL) IS NULL OR NULL,
+        'JSON; the JSON null is written ''null''');
+    IF group_keys IS NOT NULL THEN
+        PERFORM pgq._not_yet('group_keys');
+    END IF;
+    run_at := pgq._due(run_at, delay);
+    IF run_at > pgq._now() THEN
+        RETURN QUERY SELECT * FROM pgq._schedule(queue, payloads, task, priority, run_at, max_attempts, headers);
+        RETURN;
+    END IF;
+
+    v_slot := pgq._hold();
+    v_queue := pgq._producing(queue);
+    IF cardinality(payloads) = 0 THEN
+        RETURN;
+    END IF;
+    IF priority <> 0 THEN
+        PERFORM pgq._add_line(pgq._lane(v_queue.id, priority, 1));
+    END IF;
+    v_ids := ARRAY(SELECT nextval('pgq.job_id') FROM generate_series(1, cardinality(payloads)));
+    INSERT INTO pgq.job (lane, xid, id, enqueued_at, slot, attempt, max_attempts, task, payload, headers)
+    SELECT pgq._lane(v_queue.id, enqueue_many.priority, (u.id % v_queue.shards)::int + 1), pg_current_xact_id(), u.id,
+        pgq._now(), v_slot, 1, enqueue_many.max_attempts, enqueue_many.task, u.payload, enqueue_many.headers
+    FROM unnest(v_ids, payloads) u (id, payload);
+    IF NOT (pg_try_advisory_lock(pgq._watch_key(v_queue.id)) AND pg_advisory_unlock(pgq._watch_key(v_queue.id))) THEN
+        PERFORM pgq._wake(v_queue.id, queue);
+    END IF;
+    RETURN QUERY SELECT u.id FROM unnest(v_ids) u (id);
+END;
+$$;
+COMMENT ON FUNCTION pgq.enqueue_many(text, jsonb[], text, int, timestamptz, interval, int, text[], jsonb) IS
+    'Adds one job per payload, as pgq.enqueue does, and returns their ids in the order of payloads';
+
+CREATE FUNCTION pgq._schedule(
+    queue text, payloads jsonb[], task text, priority int, run_at timestamptz, max_attempts int, headers jsonb
+) RETURNS SETOF bigint
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_queue pgq.queue;
+BEGIN
+    PERFORM pgq._hold();
+    v_queue := pgq._producing(queue);
+    RETURN QUERY
+    INSERT INTO pgq.scheduled AS s (run_at, id, lane, enqueued_at, attempt, max_attempts, task, payload, headers)
+    SELECT _schedule.run_at, u.id, pgq._lane(v_queue.id, _schedule.priority, (u.id % v_queue.shards)::int + 1),
+        pgq._now(), 1, _schedule.max_attempts, _schedule.task, u.payload, _schedule.headers
+    FROM (SELECT nextval('pgq.job_id'), p.payload FROM unnest(payloads) p (payload)) u (id, payload)
+    RETURNING s.id;
+END;
+$$;
+COMMENT ON FUNCTION pgq._schedule(text, jsonb[], text, int, timestamptz, int, jsonb) IS
+    'Keeps jobs until they are due; returns their ids in the order of payloads';

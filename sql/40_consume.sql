@@ -1,0 +1,710 @@
+-- claim, and the ways an attempt ends: ack, reject, release; extend in between.
+-- Tables: reads queue, line, ring, job, lease; appends to lease and outcome. A retry goes to scheduled, a failure for good
+-- to dead, a released job to the front of the line.
+
+-- Claim ---------------------------------------------------------------------------------------------------------------
+
+CREATE TYPE pgq.claimed_job AS (
+    id bigint,
+    lease bigint,
+    queue text,
+    task text,
+    payload jsonb,
+    attempt int,
+    max_attempts int,
+    priority int,
+    enqueued_at timestamptz,
+    expires_at timestamptz,
+    headers jsonb
+);
+COMMENT ON TYPE pgq.claimed_job IS 'A job under a lease. Settle it with its id and lease before expires_at, or extend';
+COMMENT ON COLUMN pgq.claimed_job.id IS 'Job id';
+COMMENT ON COLUMN pgq.claimed_job.lease IS 'Lease id, shared by the jobs that were claimed together from one lane';
+COMMENT ON COLUMN pgq.claimed_job.queue IS 'Queue';
+COMMENT ON COLUMN pgq.claimed_job.task IS 'What to do, in the words of the application';
+COMMENT ON COLUMN pgq.claimed_job.payload IS 'Arguments';
+COMMENT ON COLUMN pgq.claimed_job.attempt IS 'Number of this attempt, from 1';
+COMMENT ON COLUMN pgq.claimed_job.max_attempts IS 'Attempts before the job goes to the dead letters';
+COMMENT ON COLUMN pgq.claimed_job.priority IS 'Priority, lower runs first';
+COMMENT ON COLUMN pgq.claimed_job.enqueued_at IS 'When the job was first enqueued';
+COMMENT ON COLUMN pgq.claimed_job.expires_at IS 'When the lease ends';
+COMMENT ON COLUMN pgq.claimed_job.headers IS 'Metadata';
+
+-- Takes up to n jobs out of segment 0, from one lane after the other: the front lane of a line (lanes = 0), or its
+-- shards, beginning with the given one.
+--
+-- Where a lane stands is written in its newest lease: the last job handed out in (xid, id) order, and the transactions
+-- that were still running behind it. What may be taken now lies in gaps: first the jobs of those transactions that have
+-- ended since, then whatever lies between the ones that are running. So nobody is overtaken for good because he commits
+-- late, and the rows of a transaction that still runs are not even looked at.
+--
+-- `horizon` and `running` were taken before the lane was locked, so they may be older than the lease that is read here. That
+-- errs on the safe side: a transaction that ended in between stays in open_xids for one claim more.
+--
+-- Locks: a lane until the end of the transaction. Never waits for one, unless it would return nothing although another
+-- claimer is busy in a lane that has more: then it looks again, for some milliseconds at most.
+CREATE FUNCTION pgq._take_0(
+    line bigint, lanes int, first int, n int, horizon xid8, running xid8[], expiry timestamptz, who text, named text, tries int
+) RETURNS SETOF pgq.claimed_job
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_wanted CONSTANT int := n;
+    v_end CONSTANT bigint := 9223372036854775807;
+    v_none CONSTANT xid8[] := '{}';
+    v_lane bigint;
+    v_busy bigint[];
+    v_again bigint[];
+    v_xid xid8;
+    v_id bigint;
+    v_taken bigint;
+    v_open xid8[];
+    v_late xid8[];
+    v_late_xid xid8;
+    v_late_id bigint;
+    v_between xid8[];
+    v_starts bigint[];
+    v_ids bigint[];
+    v_xids xid8[];
+    v_attempts smallint[];
+    v_gap bigint;
+    v_count int;
+    v_lease bigint;
+BEGIN
+    FOR v_look IN 0..10 LOOP
+        v_busy := '{}';
+        FOR v_shard IN 0..CASE WHEN v_look = 0 THEN greatest(lanes, 1) ELSE cardinality(v_again) END - 1 LOOP
+            v_lane := CASE
+                WHEN v_look > 0 THEN v_again[v_shard + 1]
+                WHEN lanes = 0 THEN line
+                ELSE line | ((first + v_shard) % lanes + 1)
+            END;
+            IF NOT pg_try_advisory_xact_lock(pgq._lane_key(v_lane)) THEN
+                v_busy := v_busy || v_lane;
+                CONTINUE;
+            END IF;
+
+            SELECT l.cursor_xid, l.cursor_id, l.taken, l.open_xids, l.late_xid, l.late_id
+            INTO v_xid, v_id, v_taken, v_open, v_late_xid, v_late_id
+            FROM pgq.lease_0 l WHERE l.lane = v_lane ORDER BY l.id DESC LIMIT 1;
+            IF NOT FOUND THEN
+                v_xid := '0';
+                v_id := 0;
+                v_taken := 0;
+            END IF;
+            v_late := v_none;
+            v_between := v_none;
+            v_starts := ARRAY[v_id];
+            IF v_open IS NOT NULL THEN
+                SELECT coalesce(array_agg(o.x ORDER BY o.x) FILTER (WHERE o.ended), '{}'),
+                    coalesce(array_agg(o.x ORDER BY o.x) FILTER (WHERE NOT o.ended), '{}')
+                INTO v_late, v_open
+                FROM (SELECT x, x < horizon AND x <> ALL (running) FROM unnest(v_open) x) o (x, ended);
+                v_starts := array_fill(0::bigint, ARRAY[cardinality(v_late)]) || v_id;
+                IF v_late_xid = ANY (v_late) THEN
+                    v_starts[array_position(v_late, v_late_xid)] := v_late_id;
+                END IF;
+            END IF;
+            IF running <> v_none THEN
+                v_between := ARRAY(SELECT x FROM unnest(running) x WHERE x > v_xid ORDER BY x);
+                v_starts := v_starts || array_fill(v_end, ARRAY[cardinality(v_between)]);
+            END IF;
+
+            -- The gaps are walked in their order, so the rows come in theirs: a nested loop cannot do otherwise.
+            SELECT array_agg(p.id), array_agg(p.xid), array_agg(p.attempt), max(p.gap), count(*)
+            INTO v_ids, v_xids, v_attempts, v_gap, v_count
+            FROM (
+                SELECT j.id, j.xid, j.attempt, g.gap
+                FROM unnest(
+                    v_late || v_xid || v_between,
+                    v_starts,
+                    v_late || v_between || horizon,
+                    array_fill(v_end, ARRAY[cardinality(v_late)]) || array_fill(0::bigint, ARRAY[cardinality(v_between) + 1])
+                ) WITH ORDINALITY AS g (low_xid, low_id, high_xid, high_id, gap)
+                CROSS JOIN LATERAL (
+                    SELECT j.id, j.xid, j.attempt FROM pgq.job_0 j
+                    WHERE j.lane = v_lane
+                        AND (j.xid, j.id) > (g.low_xid, g.low_id) AND (j.xid, j.id) <= (g.high_xid, g.high_id)
+                    ORDER BY j.xid, j.id
+                    LIMIT n
+                ) j
+                LIMIT n
+            ) p;
+            CONTINUE WHEN v_count = 0;
+
+            v_late_xid := NULL;
+            v_late_id := NULL;
+            IF v_gap > cardinality(v_late) THEN
+                v_xid := v_xids[v_count];
+                v_id := v_ids[v_count];
+                IF v_between <> v_none THEN
+                    v_open := v_open || ARRAY(SELECT x FROM unnest(v_between) x WHERE x < v_xid);
+                END IF;
+            ELSIF v_count = n THEN
+                v_late_xid := v_late[v_gap];
+                v_late_id := v_ids[v_count];
+                v_open := v_open || v_late[v_gap:];
+            END IF;
+            INSERT INTO pgq.lease_0 (lane, claimed_at, expires_at, cursor_xid, cursor_id, taken, late_xid, late_id, worker,
+                job_ids, attempts, open_xids)
+            VALUES (v_lane, pgq._now(), expiry, v_xid, v_id, v_taken + v_count, v_late_xid, v_late_id, who,
+                v_ids, CASE WHEN 1 < ANY (v_attempts) THEN v_attempts END, nullif(v_open, v_none))
+            RETURNING id INTO v_lease;
+
+            RETURN QUERY
+            SELECT j.id, v_lease, named, j.task, j.payload, j.attempt::int, coalesce(j.max_attempts::int, tries),
+                pgq._priority(v_lane), j.enqueued_at, expiry, j.headers
+            FROM unnest(v_ids, v_xids) u (id, xid)
+            JOIN pgq.job_0 j ON j.lane = v_lane AND j.xid = u.xid AND j.id = u.id;
+            n := n - v_count;
+            IF n = 0 THEN
+                RETURN;
+            END IF;
+        END LOOP;
+
+        IF n < v_wanted OR v_busy = '{}' THEN
+            RETURN;
+        END IF;
+        v_again := ARRAY(
+            SELECT b.lane
+            FROM unnest(v_busy) b (lane)
+            LEFT JOIN LATERAL (
+                SELECT l.cursor_xid, l.cursor_id FROM pgq.lease_0 l WHERE l.lane = b.lane ORDER BY l.id DESC LIMIT 1
+            ) c ON true
+            CROSS JOIN LATERAL (
+                SELECT FROM pgq.job_0 j
+                WHERE j.lane = b.lane
+                    AND (j.xid, j.id) > (coalesce(c.cursor_xid, '0'), coalesce(c.cursor_id, 0)) AND j.xid < horizon
+                LIMIT 1
+            ) j
+        );
+        IF v_again = '{}' THEN
+            RETURN;
+        END IF;
+        PERFORM pg_sleep(0.001);
+    END LOOP;
+END;
+$$;
+COMMENT ON FUNCTION pgq._take_0(bigint, int, int, int, xid8, xid8[], timestamptz, text, text, int) IS
+    'Claims up to n jobs of one line from segment 0';
+
+SELECT pgq._for_each_slot('pgq._take_0(bigint,int,int,int,xid8,xid8[],timestamptz,text,text,int)');
+
+-- The common case of one job: no late transactions, and a job behind the cursor. Null: look properly, with pgq._take.
+CREATE FUNCTION pgq._take_one_0(
+    line bigint, lanes int, first int, horizon xid8, running xid8[], expiry timestamptz, who text, named text, tries int
+) RETURNS pgq.claimed_job
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_lane bigint;
+    v_next int := 1;
+    v_xid xid8;
+    v_id bigint;
+    v_taken bigint;
+    v_open xid8[];
+    v_job record;
+    v_lease bigint;
+BEGIN
+    FOR v_shard IN 0..greatest(lanes, 1) - 1 LOOP
+        v_lane := CASE WHEN lanes = 0 THEN line ELSE line | ((first + v_shard) % lanes + 1) END;
+        CONTINUE WHEN NOT pg_try_advisory_xact_lock(pgq._lane_key(v_lane));
+        SELECT l.cursor_xid, l.cursor_id, l.taken, l.open_xids INTO v_xid, v_id, v_taken, v_open
+        FROM pgq.lease_0 l WHERE l.lane = v_lane ORDER BY l.id DESC LIMIT 1;
+        IF v_xid IS NULL OR NOT v_open <@ running THEN
+            RETURN NULL;
+        END IF;
+        WHILE running[v_next] <= v_xid LOOP
+            v_next := v_next + 1;
+        END LOOP;
+        SELECT j.id, j.xid, j.task, j.payload, j.attempt, j.max_attempts, j.enqueued_at, j.headers INTO v_job
+        FROM pgq.job_0 j
+        WHERE j.lane = v_lane AND (j.xid, j.id) > (v_xid, v_id) AND j.xid < coalesce(running[v_next], horizon)
+        ORDER BY j.xid, j.id
+        LIMIT 1;
+        IF v_job.id IS NULL THEN
+            RETURN NULL;
+        END IF;
+        INSERT INTO pgq.lease_0 (lane, claimed_at, expires_at, cursor_xid, cursor_id, taken, worker, job_ids, attempts, open_xids)
+        VALUES (v_lane, pgq._now(), expiry, v_job.xid, v_job.id, v_taken + 1, who, ARRAY[v_job.id],
+            CASE WHEN v_job.attempt > 1 THEN ARRAY[v_job.attempt] END, v_open)
+        RETURNING id INTO v_lease;
+        RETURN (v_job.id, v_lease, named, v_job.task, v_job.payload, v_job.attempt, coalesce(v_job.max_attempts, tries),
+            pgq._priority(v_lane), v_job.enqueued_at, expiry, v_job.headers)::pgq.claimed_job;
+    END LOOP;
+    RETURN NULL;
+END;
+$$;
+COMMENT ON FUNCTION pgq._take_one_0(bigint, int, int, xid8, xid8[], timestamptz, text, text, int) IS
+    'Claims one job of one line from segment 0, if that is simple';
+
+SELECT pgq._for_each_slot('pgq._take_one_0(bigint,int,int,xid8,xid8[],timestamptz,text,text,int)');
+
+-- The settings keep a plan that was made for an empty segment good for ten million rows. One opening statement, because
+-- each further one costs as much again.
+CREATE FUNCTION pgq.claim(
+    queue text,
+    batch int DEFAULT 1,
+    lease_for interval DEFAULT NULL,
+    worker text DEFAULT NULL
+) RETURNS SETOF pgq.claimed_job
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off
+    SET plan_cache_mode = force_generic_plan SET jit = off
+AS $$
+DECLARE
+    v_epoch bigint := pg_sequence_last_value('pgq.epoch');
+    v_queue record;
+    v_own xid8 := pg_current_xact_id_if_assigned();
+    v_line bigint;
+    v_token bigint;
+    v_job pgq.claimed_job;
+    v_count int;
+BEGIN
+    IF current_setting('transaction_isolation') <> 'read committed' OR batch IS NULL OR batch NOT BETWEEN 1 AND 100000
+        OR lease_for NOT BETWEEN '1 millisecond' AND '1 year' OR (v_epoch >> 4) & 4294967295 <> pgq._boot()
+    THEN
+        PERFORM pgq._read_committed();
+        PERFORM pgq._require('batch', batch BETWEEN 1 AND 100000, 'between 1 and 100000');
+        PERFORM pgq._require('lease_for', coalesce(lease_for BETWEEN '1 millisecond' AND '1 year', true),
+            'between 1 ms and 1 year');
+        v_epoch := pgq._adopt();
+    END IF;
+    SELECT q.id, q.paused, q.lanes, q.max_attempts, pgq._now() + coalesce(lease_for, q.lease) AS expiry,
+        pg_snapshot_xmax(s) AS horizon, ARRAY(SELECT pg_snapshot_xip(s)) AS running,
+        ARRAY(SELECT l.lane FROM pgq.line l WHERE l.queue_id = q.id ORDER BY l.lane) AS lines,
+        (SELECT r.live FROM pgq.ring r ORDER BY r.seq DESC LIMIT 1) AS live, floor(random() * q.lanes)::int AS first
+    INTO v_queue
+    FROM pgq.queue q, pg_current_snapshot() s
+    WHERE q.name = claim.queue;
+    IF v_queue.id IS NULL THEN
+        PERFORM pgq._find_queue(queue);
+    ELSIF v_queue.paused THEN
+        RETURN;
+    END IF;
+    IF v_own IS NOT NULL THEN
+        -- Jobs of this very transaction would be visible, and taken too early: it may still roll back.
+        v_queue.running := ARRAY(SELECT x FROM unnest(v_queue.running || v_own) x ORDER BY x);
+    END IF;
+    IF pgq._open_token(v_epoch) = ANY (v_queue.live) IS NOT TRUE THEN
+        v_queue.live := v_queue.live || pgq._open_token(v_epoch);
+    END IF;
+
+    FOREACH v_line IN ARRAY v_queue.lines LOOP
+        FOREACH v_token IN ARRAY v_queue.live LOOP
+            IF v_token >> 4 < pg_sequence_last_value('pgq.world') THEN
+                -- Restored from elsewhere: all its transactions have ended, and their numbers only give the order.
+                RETURN QUERY
+                SELECT * FROM pgq._take((v_token & 15)::int, v_line & ~255::bigint, (v_line & 255)::int * v_queue.lanes,
+                    v_queue.first, batch, '9223372036854775807', '{}', v_queue.expiry, worker, queue, v_queue.max_attempts);
+            ELSE
+                IF batch = 1 THEN
+                    v_job := pgq._take_one((v_token & 15)::int, v_line & ~255::bigint, (v_line & 255)::int * v_queue.lanes,
+                        v_queue.first, v_queue.horizon, v_queue.running, v_queue.expiry, worker, queue, v_queue.max_attempts);
+                    IF v_job.id IS NOT NULL THEN
+                        RETURN NEXT v_job;
+                        RETURN;
+                    END IF;
+                END IF;
+                RETURN QUERY
+                SELECT * FROM pgq._take((v_token & 15)::int, v_line & ~255::bigint, (v_line & 255)::int * v_queue.lanes,
+                    v_queue.first, batch, v_queue.horizon, v_queue.running, v_queue.expiry, worker, queue,
+                    v_queue.max_attempts);
+            END IF;
+            GET DIAGNOSTICS v_count = ROW_COUNT;
+            batch := batch - v_count;
+            IF batch = 0 THEN
+                RETURN;
+            END IF;
+        END LOOP;
+    END LOOP;
+END;
+$$;
+COMMENT ON FUNCTION pgq.claim(text, int, interval, text) IS
+    'Takes up to `batch` ready jobs (1 to 100000) under a lease of lease_for, or as long as the queue says: lowest priority '
+    'number first, then oldest first within a shard. Returns none if there are none, or if the queue is paused. Claim in '
+    'a short transaction of its own: until it ends, others cannot claim from the same lanes. worker: a name for the '
+    'records. Raises PQ002 (no such queue), PQ003 (not READ COMMITTED), 22023';
+
+-- Settle --------------------------------------------------------------------------------------------------------------
+
+-- One attempt, ended. False if the lease does not hold the job, or no longer.
+CREATE FUNCTION pgq._settle_0(job bigint, lease bigint, result jsonb) RETURNS boolean
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    INSERT INTO pgq.outcome_0 (job_id, lease_id, at, kind, result)
+    SELECT job, l.id, pgq._now(), 'done', result
+    FROM pgq.lease_0 l WHERE l.id = lease AND l.lane IS NOT NULL AND job = ANY (l.job_ids)
+    ON CONFLICT DO NOTHING;
+    RETURN FOUND;
+END;
+$$;
+COMMENT ON FUNCTION pgq._settle_0(bigint, bigint, jsonb) IS 'Writes the outcome of one finished job in segment 0';
+
+SELECT pgq._for_each_slot('pgq._settle_0(bigint,bigint,jsonb)');
+
+CREATE TYPE pgq.settled AS (id bigint, lease bigint);
+COMMENT ON TYPE pgq.settled IS 'An attempt whose outcome was written just now';
+
+CREATE FUNCTION pgq._settle_many_0(
+    ids bigint[], leases bigint[], kinds pgq.outcome_kind[], results jsonb[], errors text[]
+) RETURNS SETOF pgq.settled
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    RETURN QUERY
+    INSERT INTO pgq.outcome_0 AS o (job_id, lease_id, at, kind, result, error)
+    SELECT u.id, u.lease, pgq._now(), coalesce(u.kind, kinds[1]), u.result, u.error
+    FROM unnest(ids, leases, kinds, results, errors) u (id, lease, kind, result, error)
+    JOIN (
+        SELECT l.id AS lease, unnest(l.job_ids) AS id FROM pgq.lease_0 l
+        WHERE l.id IN (SELECT unnest(leases)) AND l.lane IS NOT NULL
+    ) held ON held.id = u.id AND held.lease = u.lease
+    ON CONFLICT DO NOTHING
+    RETURNING o.job_id, o.lease_id;
+END;
+$$;
+COMMENT ON FUNCTION pgq._settle_many_0(bigint[], bigint[], pgq.outcome_kind[], jsonb[], text[]) IS
+    'Writes the outcomes of attempts in segment 0; a single kind is for all';
+
+SELECT pgq._for_each_slot('pgq._settle_many_0(bigint[],bigint[],pgq.outcome_kind[],jsonb[],text[])');
+
+-- A straggler has left its segment; its outcome is written to its row, and pgq.rotate archives it from there.
+CREATE FUNCTION pgq._settle_stragglers(
+    ids bigint[], leases bigint[], kinds pgq.outcome_kind[], results jsonb[], errors text[]
+) RETURNS SETOF pgq.settled
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    RETURN QUERY
+    UPDATE pgq.straggler s
+    SET finished_at = pgq._now(), kind = coalesce(u.kind, kinds[1]), result = u.result, error = u.error
+    FROM unnest(ids, leases, kinds, results, errors) u (id, lease, kind, result, error)
+    WHERE s.id = u.id AND s.lease = u.lease AND s.kind IS NULL
+    RETURNING s.id, s.lease;
+END;
+$$;
+COMMENT ON FUNCTION pgq._settle_stragglers(bigint[], bigint[], pgq.outcome_kind[], jsonb[], text[]) IS
+    'Ends attempts whose segment could not wait for them';
+
+CREATE FUNCTION pgq._settle_many(
+    ids bigint[], leases bigint[], kinds pgq.outcome_kind[], results jsonb[], errors text[]
+) RETURNS SETOF pgq.settled
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_slot int;
+    v_count int;
+    v_total int := 0;
+BEGIN
+    FOR v_slot IN SELECT DISTINCT (u.lease & 15)::int FROM unnest(leases) u (lease) WHERE u.lease IS NOT NULL LOOP
+        RETURN QUERY SELECT * FROM pgq._settle_many(v_slot, ids, leases, kinds, results, errors);
+        GET DIAGNOSTICS v_count = ROW_COUNT;
+        v_total := v_total + v_count;
+    END LOOP;
+    IF v_total < cardinality(ids) THEN
+        RETURN QUERY SELECT * FROM pgq._settle_stragglers(ids, leases, kinds, results, errors);
+    END IF;
+END;
+$$;
+COMMENT ON FUNCTION pgq._settle_many(bigint[], bigint[], pgq.outcome_kind[], jsonb[], text[]) IS
+    'Ends attempts wherever they are kept; returns those that were still held';
+
+CREATE FUNCTION pgq._same_length(ids bigint[], leases bigint[], others int) RETURNS void
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    PERFORM pgq._require('ids', ids IS NOT NULL OR NULL, 'an array of job ids');
+    PERFORM pgq._require('leases', cardinality(leases) = cardinality(ids), 'an array as long as ids');
+    PERFORM pgq._require('the third array', coalesce(others = cardinality(ids), true), 'null or an array as long as ids');
+END;
+$$;
+COMMENT ON FUNCTION pgq._same_length(bigint[], bigint[], int) IS 'Raises 22004 or 22023 unless arrays go together';
+
+CREATE FUNCTION pgq._lost(id bigint, lease bigint) RETURNS void
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    PERFORM pgq._require('id', id IS NOT NULL OR NULL, 'the id of a claimed job');
+    PERFORM pgq._require('lease', lease IS NOT NULL OR NULL, 'the lease it was claimed under');
+    RAISE EXCEPTION USING
+        ERRCODE = 'PQ001',
+        MESSAGE = format('lease %s does not hold job %s', lease, id),
+        DETAIL = 'The attempt has ended already: it was settled before, or its lease expired. Nothing was changed.',
+        HINT = 'Drop the result: the job is done, or another worker has it. Extend leases in time, or make them longer.';
+END;
+$$;
+COMMENT ON FUNCTION pgq._lost(bigint, bigint) IS 'Raises PQ001';
+
+CREATE FUNCTION pgq.ack(id bigint, lease bigint, result jsonb DEFAULT NULL) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET jit = off
+AS $$
+BEGIN
+    IF pgq._settle((lease & 15)::int, id, lease, result) THEN
+        RETURN;
+    END IF;
+    PERFORM pgq._settle_stragglers(ARRAY[id], ARRAY[lease], '{done}', ARRAY[result], NULL);
+    IF NOT FOUND THEN
+        PERFORM pgq._lost(id, lease);
+    END IF;
+END;
+$$;
+COMMENT ON FUNCTION pgq.ack(bigint, bigint, jsonb) IS
+    'Ends a claimed job as done, with an optional result, in the caller''s transaction. Raises PQ001 if the lease is lost';
+
+CREATE FUNCTION pgq.ack_many(ids bigint[], leases bigint[], results jsonb[] DEFAULT NULL) RETURNS SETOF bigint
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    SET enable_seqscan = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off
+AS $$
+BEGIN
+    PERFORM pgq._same_length(ids, leases, cardinality(results));
+    RETURN QUERY SELECT s.id FROM pgq._settle_many(ids, leases, '{done}', results, NULL) s;
+END;
+$$;
+COMMENT ON FUNCTION pgq.ack_many(bigint[], bigint[], jsonb[]) IS
+    'Ends claimed jobs as done; ids and leases go in pairs. Returns the ids that took effect: the leases of the others are '
+    'lost';
+
+-- Fail ----------------------------------------------------------------------------------------------------------------
+
+CREATE FUNCTION pgq._backoff(base interval, longest interval, attempt int) RETURNS interval
+    LANGUAGE sql VOLATILE
+AS $$
+    -- Doubles with each attempt; half of it is chance, so that jobs that failed together do not come back together.
+    SELECT least(longest, base * power(2, least(attempt - 1, 40)) ) * (0.5 + random() / 2)
+$$;
+COMMENT ON FUNCTION pgq._backoff(interval, interval, int) IS 'Delay after a failed attempt';
+
+CREATE FUNCTION pgq._open_front(ids bigint[], leases bigint[]) RETURNS void
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    PERFORM pgq._add_line(l.lane), pgq._wake(q.id, q.name)
+    FROM (
+        SELECT DISTINCT a.lane & ~255::bigint AS lane FROM pgq._attempts(ids, leases) a
+    ) l JOIN pgq.queue q ON q.id = l.lane >> 16;
+END;
+$$;
+COMMENT ON FUNCTION pgq._open_front(bigint[], bigint[]) IS
+    'Makes claims look at the front lanes that these attempts are about to join, and wakes who waits for them';
+
+-- Ends attempts as failed. Each gets its error on record and another attempt, or becomes a dead letter. `retry_in` null:
+-- backoff. `expired`: the worker was lost, so another may begin at once, at the front of the line.
+CREATE FUNCTION pgq._fail(
+    ids bigint[], leases bigint[], errors text[], retry_in interval, retry boolean, expired boolean
+) RETURNS TABLE (id bigint, kind pgq.outcome_kind)
+    LANGUAGE plpgsql
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_slot int := pgq._hold();
+BEGIN
+    IF expired THEN
+        PERFORM pgq._open_front(ids, leases);
+    END IF;
+    RETURN QUERY
+    WITH failed AS MATERIALIZED (
+        SELECT a.*, u.error, q.backoff, q.backoff_max,
+            retry AND a.attempt < coalesce(a.max_attempts, q.max_attempts) AS again,
+            CASE WHEN a.lane & 255 = 0 THEN a.lane | (a.id % q.shards + 1) ELSE a.lane END AS home,
+            coalesce(a.history, '[]') || jsonb_build_object('attempt', a.attempt, 'at', pgq._now(),
+                'error', left(u.error, 10000), 'worker', a.worker) AS errors
+        FROM pgq._attempts(ids, leases) a
+        JOIN (
+            SELECT DISTINCT ON (u.id, u.lease) * FROM unnest(ids, leases, errors) u (id, lease, error)
+        ) u ON u.id = a.id AND u.lease = a.lease
+        JOIN pgq.queue q ON q.id = a.lane >> 16
+    ), ended AS MATERIALIZED (
+        SELECT s.id, s.lease FROM (
+            SELECT array_agg(f.id) AS ids, array_agg(f.lease) AS leases, array_agg(f.error) AS errors, array_agg(
+                CASE WHEN expired THEN 'expired' WHEN f.again THEN 'retry' ELSE 'dead' END::pgq.outcome_kind
+            ) AS kinds
+            FROM failed f
+        ) f, pgq._settle_many(f.ids, f.leases, f.kinds, NULL, f.errors) s
+    ), waiting AS (
+        INSERT INTO pgq.scheduled (run_at, id, lane, enqueued_at, attempt, max_attempts, task, payload, headers, history)
+        SELECT pgq._now() + coalesce(retry_in, pgq._backoff(f.backoff, f.backoff_max, f.attempt)), f.id,
+            f.home, f.enqueued_at, f.attempt + 1, f.max_attempts, f.task, f.payload, f.headers, f.errors
+        FROM failed f JOIN ended e ON e.id = f.id AND e.lease = f.lease
+        WHERE f.again AND NOT expired
+    ), ready AS (
+        INSERT INTO pgq.job (lane, xid, id, enqueued_at, slot, attempt, max_attempts, task, payload, headers, history)
+        SELECT f.lane & ~255::bigint, pg_current_xact_id(), f.id, f.enqueued_at, v_slot, f.attempt + 1, f.max_attempts,
+            f.task, f.payload, f.headers, f.errors
+        FROM failed f JOIN ended e ON e.id = f.id AND e.lease = f.lease
+        WHERE f.again AND expired
+    ), buried AS (
+        INSERT INTO pgq.dead (id, lane, enqueued_at, died_at, attempt, max_attempts, task, payload, headers, history, error)
+        SELECT f.id, f.lane, f.enqueued_at, pgq._now(), f.attempt, f.max_attempts, f.task, f.payload, f.headers, f.errors,
+            f.error
+        FROM failed f JOIN ended e ON e.id = f.id AND e.lease = f.lease
+        WHERE NOT f.again
+    )
+    SELECT f.id, CASE WHEN f.again THEN 'retry' ELSE 'dead' END::pgq.outcome_kind
+    FROM failed f JOIN ended e ON e.id = f.id AND e.lease = f.lease;
+END;
+$$;
+COMMENT ON FUNCTION pgq._fail(bigint[], bigint[], text[], interval, boolean, boolean) IS
+    'Ends attempts as failed; returns for each that was still held whether it gets another one';
+
+CREATE FUNCTION pgq.reject(
+    id bigint, lease bigint, error text DEFAULT NULL, retry_in interval DEFAULT NULL, retry boolean DEFAULT true
+) RETURNS text
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET jit = off
+AS $$
+DECLARE
+    v_kind text;
+BEGIN
+    PERFORM pgq._require('retry', retry IS NOT NULL OR NULL, 'true or false');
+    IF retry_in IS NOT NULL THEN
+        PERFORM pgq._require('retry_in', retry_in BETWEEN '0' AND '100 years', 'between 0 and 100 years');
+    END IF;
+    SELECT f.kind INTO v_kind FROM pgq._fail(ARRAY[id], ARRAY[lease], ARRAY[error], retry_in, retry, false) f;
+    IF NOT FOUND THEN
+        PERFORM pgq._lost(id, lease);
+    END IF;
+    RETURN v_kind;
+END;
+$$;
+COMMENT ON FUNCTION pgq.reject(bigint, bigint, text, interval, boolean) IS
+    'Ends a claimed job as failed. It is tried again after retry_in, or after the queue''s exponential backoff, and becomes '
+    'a dead letter when its attempts are used up or retry is false. Returns ''retry'' or ''dead''. Raises PQ001 if the lease '
+    'is lost, 22023';
+
+CREATE FUNCTION pgq.reject_many(ids bigint[], leases bigint[], errors text[] DEFAULT NULL) RETURNS SETOF bigint
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET jit = off
+AS $$
+BEGIN
+    PERFORM pgq._same_length(ids, leases, cardinality(errors));
+    RETURN QUERY SELECT f.id FROM pgq._fail(ids, leases, errors, NULL, true, false) f;
+END;
+$$;
+COMMENT ON FUNCTION pgq.reject_many(bigint[], bigint[], text[]) IS
+    'Ends claimed jobs as failed, as pgq.reject does with backoff. Returns the ids that took effect';
+
+CREATE FUNCTION pgq.release(ids bigint[], leases bigint[]) RETURNS SETOF bigint
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET jit = off
+AS $$
+DECLARE
+    v_slot int := pgq._hold();
+BEGIN
+    PERFORM pgq._same_length(ids, leases, NULL);
+    PERFORM pgq._open_front(ids, leases);
+    RETURN QUERY
+    WITH held AS MATERIALIZED (
+        SELECT * FROM pgq._attempts(ids, leases)
+    ), ended AS MATERIALIZED (
+        SELECT s.id, s.lease
+        FROM (SELECT array_agg(h.id) AS ids, array_agg(h.lease) AS leases FROM held h) h,
+            pgq._settle_many(h.ids, h.leases, '{released}', NULL, NULL) s
+    )
+    INSERT INTO pgq.job AS j (lane, xid, id, enqueued_at, slot, attempt, max_attempts, task, payload, headers, history)
+    SELECT h.lane & ~255::bigint, pg_current_xact_id(), h.id, h.enqueued_at, v_slot, h.attempt, h.max_attempts,
+        h.task, h.payload, h.headers, h.history
+    FROM held h JOIN ended e ON e.id = h.id AND e.lease = h.lease
+    RETURNING j.id;
+END;
+$$;
+COMMENT ON FUNCTION pgq.release(bigint[], bigint[]) IS
+    'Gives claimed jobs back unworked, to the front of the line; the attempt does not count. Returns the ids that took effect';
+
+CREATE FUNCTION pgq.snooze(id bigint, lease bigint, delay interval) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM pgq._not_yet('snooze');
+END;
+$$;
+COMMENT ON FUNCTION pgq.snooze(bigint, bigint, interval) IS 'Reserved: raises 0A000';
+
+CREATE FUNCTION pgq.cancel(id bigint) RETURNS text
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM pgq._not_yet('cancel');
+END;
+$$;
+COMMENT ON FUNCTION pgq.cancel(bigint) IS 'Reserved: raises 0A000';
+
+-- Extend --------------------------------------------------------------------------------------------------------------
+
+CREATE TYPE pgq.extended AS (lease bigint, expires_at timestamptz);
+COMMENT ON TYPE pgq.extended IS 'A lease and its new expiry';
+
+-- The lease is lost once every job in it has an outcome.
+CREATE FUNCTION pgq._extend_0(leases bigint[], lease_for interval) RETURNS SETOF pgq.extended
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    RETURN QUERY
+    INSERT INTO pgq.lease_0 AS e (id, expires_at)
+    SELECT l.id, pgq._now() + coalesce(lease_for, q.lease)
+    FROM pgq.lease_0 l
+    JOIN pgq.queue q ON q.id = l.lane >> 16
+    WHERE l.id IN (SELECT unnest(leases))
+        AND l.lane IS NOT NULL
+        AND EXISTS (
+            SELECT FROM unnest(l.job_ids) j (id)
+            WHERE NOT EXISTS (SELECT FROM pgq.outcome_0 o WHERE o.job_id = j.id AND o.lease_id = l.id)
+        )
+    RETURNING e.id, e.expires_at;
+END;
+$$;
+COMMENT ON FUNCTION pgq._extend_0(bigint[], interval) IS 'Appends a later expiry to leases in segment 0';
+
+SELECT pgq._for_each_slot('pgq._extend_0(bigint[],interval)');
+
+CREATE FUNCTION pgq.extend_many(leases bigint[], lease_for interval DEFAULT NULL)
+    RETURNS TABLE (lease bigint, expires_at timestamptz)
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET jit = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_slot int;
+BEGIN
+    PERFORM pgq._require('leases', leases IS NOT NULL OR NULL, 'an array of leases');
+    IF lease_for IS NOT NULL THEN
+        PERFORM pgq._require('lease_for', lease_for BETWEEN '1 millisecond' AND '1 year', 'between 1 ms and 1 year');
+    END IF;
+    FOR v_slot IN SELECT DISTINCT (u.lease & 15)::int FROM unnest(leases) u (lease) WHERE u.lease IS NOT NULL LOOP
+        RETURN QUERY SELECT * FROM pgq._extend(v_slot, leases, lease_for);
+    END LOOP;
+    RETURN QUERY
+    WITH extended AS (
+        UPDATE pgq.straggler s SET expires_at = pgq._now() + coalesce(lease_for, q.lease)
+        FROM pgq.queue q
+        WHERE s.lease = ANY (leases) AND s.kind IS NULL AND q.id = s.lane >> 16
+        RETURNING s.lease, s.expires_at
+    )
+    SELECT e.lease, min(e.expires_at) FROM extended e GROUP BY e.lease;
+END;
+$$;
+COMMENT ON FUNCTION pgq.extend_many(bigint[], interval) IS
+    'Extends leases to lease_for from now, or as long as their queues say. Returns those that are still held';
+
+CREATE FUNCTION pgq.extend(lease bigint, lease_for interval DEFAULT NULL) RETURNS timestamptz
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_expires_at timestamptz;
+BEGIN
+    PERFORM pgq._require('lease', lease IS NOT NULL OR NULL, 'the lease of a claimed job');
+    SELECT max(e.expires_at) INTO v_expires_at FROM pgq.extend_many(ARRAY[lease], lease_for) e;
+    IF v_expires_at IS NULL THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'PQ001',
+            MESSAGE = format('lease %s is lost', lease),
+            DETAIL = 'Every job in it has ended: it was settled before, or the lease expired. Nothing was changed.',
+            HINT = 'Stop working on its jobs. Extend at a third of the lease, or make leases longer.';
+    END IF;
+    RETURN v_expires_at;
+END;
+$$;
+COMMENT ON FUNCTION pgq.extend(bigint, interval) IS
+    'Extends a lease to lease_for from now, or as long as the queue says; returns the new expiry. Raises PQ001 if it is lost';

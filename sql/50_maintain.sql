@@ -1,0 +1,719 @@
+-- promote, reap, rotate, maintain. Each does what is due, in bounded steps; any number may call them at any time.
+-- Tables: scheduled to job; expired leases to job or dead; the ring; segments to the archive.
+
+CREATE FUNCTION pgq._marked(kind text) RETURNS timestamptz
+    LANGUAGE plpgsql STABLE
+AS $$
+BEGIN
+    RETURN coalesce(
+        (SELECT m.at FROM pgq.mark m WHERE m.kind = _marked.kind ORDER BY m.kind DESC, m.seq DESC LIMIT 1), '-infinity'::timestamptz
+    );
+END;
+$$;
+COMMENT ON FUNCTION pgq._marked(text) IS 'How far a maintenance task has come';
+
+CREATE FUNCTION pgq._set_mark(kind text, at timestamptz) RETURNS void
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    INSERT INTO pgq.mark AS m (kind, at) VALUES (_set_mark.kind, _set_mark.at);
+    DELETE FROM pgq.mark m
+    WHERE m.kind = _set_mark.kind
+        AND m.seq < (SELECT n.seq FROM pgq.mark n WHERE n.kind = _set_mark.kind ORDER BY n.kind DESC, n.seq DESC LIMIT 1);
+END;
+$$;
+COMMENT ON FUNCTION pgq._set_mark(text, timestamptz) IS 'Writes down how far a maintenance task has come';
+
+-- Once in a while a task looks at everything, and not only at what is newer than its mark: a transaction may have
+-- committed late.
+CREATE FUNCTION pgq._due_again(kind text, pause interval) RETURNS boolean
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    IF pgq._marked(kind) + pause > pgq._now() THEN
+        RETURN false;
+    END IF;
+    PERFORM pgq._set_mark(kind, pgq._now());
+    RETURN true;
+END;
+$$;
+COMMENT ON FUNCTION pgq._due_again(text, interval) IS 'True once per pause';
+
+-- Promote -------------------------------------------------------------------------------------------------------------
+
+CREATE FUNCTION pgq.promote() RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET jit = off
+AS $$
+DECLARE
+    v_batch CONSTANT int := 10000;
+    v_now CONSTANT timestamptz := pgq._now();
+    v_since timestamptz;
+    v_slot int;
+    v_lanes bigint[];
+    v_last timestamptz;
+    v_count bigint;
+BEGIN
+    PERFORM pgq._read_committed();
+    IF NOT pg_try_advisory_xact_lock(pgq._task_key(3)) THEN
+        RETURN 0;
+    END IF;
+    v_since := CASE WHEN pgq._due_again('promote-all', '1 minute') THEN '-infinity'::timestamptz ELSE pgq._marked('promote') END;
+    PERFORM FROM pgq.scheduled s WHERE s.run_at >= v_since AND s.run_at <= v_now ORDER BY s.run_at LIMIT 1;
+    IF NOT FOUND THEN
+        RETURN 0;
+    END IF;
+
+    v_slot := pgq._hold();
+    WITH due AS MATERIALIZED (
+        SELECT s.id FROM pgq.scheduled s
+        WHERE s.run_at >= v_since AND s.run_at <= v_now
+        ORDER BY s.run_at
+        LIMIT v_batch
+        FOR UPDATE SKIP LOCKED
+    ), gone AS (
+        DELETE FROM pgq.scheduled s USING due WHERE s.id = due.id RETURNING s.*
+    ), ready AS (
+        INSERT INTO pgq.job (lane, xid, id, enqueued_at, slot, attempt, max_attempts, task, payload, headers, history)
+        SELECT g.lane, pg_current_xact_id(), g.id, g.enqueued_at, v_slot, g.attempt, g.max_attempts, g.task, g.payload,
+            g.headers, g.history
+        FROM gone g
+    )
+    SELECT array_agg(DISTINCT g.lane & ~255::bigint), max(g.run_at), count(*) INTO v_lanes, v_last, v_count FROM gone g;
+    IF v_count > 0 THEN
+        PERFORM pgq._add_line(l.lane | 1), pgq._wake(q.id, q.name)
+        FROM unnest(v_lanes) l (lane) JOIN pgq.queue q ON q.id = l.lane >> 16;
+        PERFORM pgq._set_mark('promote', CASE WHEN v_count < v_batch THEN v_now ELSE v_last END);
+    END IF;
+    RETURN v_count;
+END;
+$$;
+COMMENT ON FUNCTION pgq.promote() IS
+    'Makes scheduled jobs and retries ready that are due, up to 10000 at a time; returns how many. Raises PQ003';
+
+-- Reap ----------------------------------------------------------------------------------------------------------------
+
+CREATE FUNCTION pgq._expired_0(since timestamptz, until timestamptz, n int) RETURNS SETOF pgq.settled
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT j.id, l.id
+    FROM (
+        SELECT DISTINCT e.id FROM pgq.lease_0 e WHERE e.expires_at > since AND e.expires_at <= until
+    ) e
+    JOIN pgq.lease_0 l ON l.id = e.id AND l.lane IS NOT NULL
+    CROSS JOIN LATERAL unnest(l.job_ids) j (id)
+    WHERE NOT EXISTS (SELECT FROM pgq.lease_0 x WHERE x.id = e.id AND x.expires_at > until)
+        AND NOT EXISTS (SELECT FROM pgq.outcome_0 o WHERE o.job_id = j.id AND o.lease_id = l.id)
+    LIMIT n;
+END;
+$$;
+COMMENT ON FUNCTION pgq._expired_0(timestamptz, timestamptz, int) IS
+    'Attempts in segment 0 whose lease ended in an interval and that have no outcome';
+
+SELECT pgq._for_each_slot('pgq._expired_0(timestamptz,timestamptz,int)');
+
+-- An ack that is written but not committed makes the reaper wait for the end of its transaction. It gives up after a
+-- moment, and tries the others one lease at a time.
+CREATE FUNCTION pgq._reap(ids bigint[], leases bigint[]) RETURNS bigint
+    LANGUAGE plpgsql SET lock_timeout = '50ms'
+AS $$
+DECLARE
+    v_count bigint;
+    v_total bigint := 0;
+    v_skipped int := 0;
+    v_lease bigint;
+BEGIN
+    SELECT count(*) INTO v_total
+    FROM pgq._fail(ids, leases, array_fill('lease expired'::text, ARRAY[cardinality(ids)]), NULL, true, true);
+    RETURN v_total;
+EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+    FOR v_lease IN SELECT DISTINCT u.lease FROM unnest(leases) u (lease) LOOP
+        BEGIN
+            SELECT count(*) INTO v_count
+            FROM (
+                SELECT array_agg(u.id) AS ids, array_agg(u.lease) AS leases, array_agg('lease expired'::text) AS errors
+                FROM unnest(_reap.ids, _reap.leases) u (id, lease) WHERE u.lease = v_lease
+            ) o, pgq._fail(o.ids, o.leases, o.errors, NULL, true, true);
+            v_total := v_total + v_count;
+        EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+            v_skipped := v_skipped + 1;
+            EXIT WHEN v_skipped = 10;
+        END;
+    END LOOP;
+    RETURN v_total;
+END;
+$$;
+COMMENT ON FUNCTION pgq._reap(bigint[], bigint[]) IS 'Ends expired attempts, those that nobody is ending at this moment';
+
+CREATE FUNCTION pgq.reap() RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET jit = off
+AS $$
+DECLARE
+    v_batch CONSTANT int := 10000;
+    v_now CONSTANT timestamptz := pgq._now();
+    v_since timestamptz;
+    v_ids bigint[];
+    v_leases bigint[];
+    v_found boolean := false;
+    v_complete boolean := true;
+    v_total bigint := 0;
+BEGIN
+    PERFORM pgq._read_committed();
+    IF NOT pg_try_advisory_xact_lock(pgq._task_key(2)) THEN
+        RETURN 0;
+    END IF;
+    v_since := CASE WHEN pgq._due_again('reap-all', '5 minutes') THEN '-infinity'::timestamptz ELSE pgq._marked('reap') END;
+    FOR v_slot IN 0..15 LOOP
+        CONTINUE WHEN pg_relation_size(format('pgq.lease_%s', v_slot)::regclass) = 0;
+        SELECT array_agg(e.id), array_agg(e.lease) INTO v_ids, v_leases
+        FROM pgq._expired(v_slot, v_since, v_now, v_batch) e;
+        CONTINUE WHEN v_ids IS NULL;
+        v_found := true;
+        v_complete := v_complete AND cardinality(v_ids) < v_batch;
+        v_total := v_total + pgq._reap(v_ids, v_leases);
+    END LOOP;
+
+    SELECT array_agg(s.id), array_agg(s.lease) INTO v_ids, v_leases
+    FROM (
+        SELECT s.id, s.lease FROM pgq.straggler s WHERE s.expires_at <= v_now AND s.kind IS NULL LIMIT v_batch
+        FOR UPDATE SKIP LOCKED
+    ) s;
+    IF v_ids IS NOT NULL THEN
+        v_total := v_total + pgq._reap(v_ids, v_leases);
+    END IF;
+    IF v_complete AND (v_found OR pgq._marked('reap') + '1 second' < v_now) THEN
+        PERFORM pgq._set_mark('reap', v_now);
+    END IF;
+    RETURN v_total;
+END;
+$$;
+COMMENT ON FUNCTION pgq.reap() IS
+    'Ends attempts whose lease has expired: the job gets another attempt at the front of the line, or becomes a dead '
+    'letter. Up to 10000 per segment and call; returns how many. Raises PQ003';
+
+-- Rotate --------------------------------------------------------------------------------------------------------------
+
+-- A partition per day, or per month for what is kept longer than six weeks.
+CREATE FUNCTION pgq._archive_partition(at timestamptz) RETURNS void
+    LANGUAGE plpgsql SET timezone = 'UTC'
+AS $$
+DECLARE
+    v_unit text := CASE WHEN date_trunc('month', at) < pgq._now() + '45 days' THEN 'day' ELSE 'month' END;
+    v_from timestamptz := date_trunc(v_unit, at);
+    v_to timestamptz := v_from + ('1 ' || v_unit)::interval;
+BEGIN
+    IF EXISTS (
+        SELECT FROM pg_class c
+        WHERE c.relnamespace = 'pgq'::regnamespace AND c.relname ~ '^archive_\d{8}_\d{8}$'
+            AND at >= split_part(c.relname, '_', 2)::timestamptz AND at < split_part(c.relname, '_', 3)::timestamptz
+    ) THEN
+        RETURN;
+    END IF;
+    EXECUTE format(
+        'CREATE TABLE pgq.%I PARTITION OF pgq.archive FOR VALUES FROM (%L) TO (%L)',
+        'archive_' || to_char(v_from, 'YYYYMMDD') || '_' || to_char(v_to, 'YYYYMMDD'), v_from, v_to);
+END;
+$$;
+COMMENT ON FUNCTION pgq._archive_partition(timestamptz) IS 'Makes sure that the archive takes rows to be dropped then';
+
+CREATE FUNCTION pgq._archive_drop() RETURNS int
+    LANGUAGE plpgsql SET timezone = 'UTC' SET lock_timeout = '20ms'
+AS $$
+DECLARE
+    v_name text;
+    v_count int := 0;
+BEGIN
+    FOR v_name IN
+        SELECT c.relname FROM pg_class c
+        WHERE c.relnamespace = 'pgq'::regnamespace AND c.relkind = 'r' AND c.relname ~ '^archive_\d{8}_\d{8}$'
+            AND split_part(c.relname, '_', 3)::timestamptz < pgq._now()
+        ORDER BY c.relname
+        LIMIT 3
+    LOOP
+        EXECUTE format('DROP TABLE pgq.%I', v_name);
+        v_count := v_count + 1;
+    END LOOP;
+    RETURN v_count;
+EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+    RETURN 0;
+END;
+$$;
+COMMENT ON FUNCTION pgq._archive_drop() IS 'Drops archive partitions whose time is over, unless somebody reads them';
+
+-- Copies the next blocks of the outcomes of a drained segment, and all that belongs to them, to the archive. Nothing
+-- there changes any more, so it needs no lock. Returns whether the whole segment has been copied.
+CREATE FUNCTION pgq._archive_segment(slot int) RETURNS boolean
+    LANGUAGE plpgsql SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+AS $$
+DECLARE
+    v_step CONSTANT bigint := 200;
+    v_blocks bigint := pg_relation_size(format('pgq.outcome_%s', slot)::regclass) / current_setting('block_size')::int;
+    v_from bigint := (SELECT coalesce(s.archived_blocks, 0) FROM pgq.segment s WHERE s.slot = _archive_segment.slot);
+    v_first timestamptz;
+    v_last timestamptz;
+BEGIN
+    IF v_from < v_blocks AND EXISTS (SELECT FROM pgq.queue q WHERE q.retention > '0') THEN
+        EXECUTE format(
+            'SELECT min(o.at), max(o.at) FROM pgq.outcome_%s o WHERE o.ctid >= $1 AND o.ctid < $2', slot)
+        INTO v_first, v_last
+        USING format('(%s,0)', v_from)::tid, format('(%s,0)', v_from + v_step)::tid;
+        PERFORM pgq._archive_partition(d)
+        FROM (SELECT DISTINCT q.retention FROM pgq.queue q WHERE q.retention > '0') q,
+            generate_series(v_first + q.retention, v_last + q.retention + '1 day', '1 day') d;
+        EXECUTE format($sql$
+            INSERT INTO pgq.archive (id, lease, enqueued_at, started_at, finished_at, drop_after, kind, attempt, priority,
+                queue, worker, task, payload, headers, result, error)
+            SELECT o.job_id, o.lease_id, j.enqueued_at, l.claimed_at, o.at, o.at + q.retention, o.kind, j.attempt,
+                pgq._priority(l.lane), q.name, l.worker, j.task, j.payload, j.headers, o.result, o.error
+            FROM pgq.outcome_%1$s o
+            JOIN pgq.lease_%1$s l ON l.id = o.lease_id AND l.lane IS NOT NULL
+            JOIN pgq.queue q ON q.id = l.lane >> 16
+            CROSS JOIN LATERAL (
+                SELECT * FROM pgq.job_%1$s j
+                WHERE j.id = o.job_id AND j.lane = l.lane
+                    AND j.attempt = coalesce(l.attempts[array_position(l.job_ids, o.job_id)], 1)
+                ORDER BY j.xid > l.cursor_xid, j.xid DESC
+                LIMIT 1
+            ) j
+            WHERE o.ctid >= $1 AND o.ctid < $2
+                AND q.retention > '0' AND o.kind NOT IN ('released', 'carried', 'moved')
+        $sql$, slot)
+        USING format('(%s,0)', v_from)::tid, format('(%s,0)', v_from + v_step)::tid;
+    ELSE
+        v_from := v_blocks;
+    END IF;
+    UPDATE pgq.segment s SET archived_blocks = v_from + v_step WHERE s.slot = _archive_segment.slot;
+    RETURN v_from + v_step >= v_blocks;
+END;
+$$;
+COMMENT ON FUNCTION pgq._archive_segment(int) IS 'Archives a part of a drained segment; returns whether it was the last';
+
+-- Empties a segment, unless somebody still reads its tables: a dump may do so for hours, and must not make claims queue
+-- up behind this lock.
+CREATE FUNCTION pgq._truncate_segment(slot int) RETURNS boolean
+    LANGUAGE plpgsql SET lock_timeout = '20ms'
+AS $$
+BEGIN
+    IF EXISTS (
+        SELECT FROM pg_locks l
+        WHERE l.locktype = 'relation' AND l.pid IS DISTINCT FROM pg_backend_pid()
+            AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+            AND l.relation IN (
+                format('pgq.job_%s', slot)::regclass, format('pgq.lease_%s', slot)::regclass,
+                format('pgq.outcome_%s', slot)::regclass
+            )
+    ) THEN
+        RETURN false;
+    END IF;
+    EXECUTE format('TRUNCATE ONLY pgq.job_%1$s, ONLY pgq.lease_%1$s, ONLY pgq.outcome_%1$s', slot);
+    DELETE FROM pgq.segment_lane l WHERE l.slot = _truncate_segment.slot;
+    UPDATE pgq.segment s
+    SET state = 'free', opened_at = NULL, sealed_at = NULL, claimed_at = NULL, checked_at = NULL, jobs = NULL,
+        archived_blocks = NULL
+    WHERE s.slot = _truncate_segment.slot;
+    RETURN true;
+EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+    RETURN false;
+END;
+$$;
+COMMENT ON FUNCTION pgq._truncate_segment(int) IS 'Empties an archived segment; false if somebody uses its tables';
+
+-- What has not been handed out of a closed segment, per line.
+CREATE FUNCTION pgq._waiting(slot int) RETURNS TABLE (lane bigint, jobs bigint)
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    RETURN QUERY EXECUTE format($sql$
+        SELECT s.lane, s.jobs - coalesce(l.taken, 0)
+        FROM pgq.segment_lane s
+        LEFT JOIN LATERAL (
+            SELECT l.taken FROM pgq.lease_%s l WHERE l.lane = s.lane ORDER BY l.lane DESC, l.id DESC LIMIT 1
+        ) l ON true
+        WHERE s.slot = %s AND s.jobs > coalesce(l.taken, 0)
+    $sql$, slot, slot);
+END;
+$$;
+COMMENT ON FUNCTION pgq._waiting(int) IS 'Jobs of a closed segment that nobody has claimed, per lane';
+
+CREATE FUNCTION pgq._running(known pg_snapshot) RETURNS xid8[]
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_own xid8 := pg_current_xact_id_if_assigned();
+    v_running xid8[] := '{}';
+BEGIN
+    IF pg_snapshot_xmin(known) < pg_snapshot_xmax(known) THEN
+        v_running := ARRAY(SELECT pg_snapshot_xip(known));
+    END IF;
+    -- Jobs of the claiming transaction itself would be visible, and taken too early: it may still roll back.
+    IF v_own IS NOT NULL THEN
+        v_running := v_running || v_own;
+    END IF;
+    RETURN v_running;
+END;
+$$;
+COMMENT ON FUNCTION pgq._running(pg_snapshot) IS 'Transactions that have not ended, the caller''s own included';
+
+CREATE FUNCTION pgq._live(OUT tokens bigint[], OUT world bigint)
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_epoch bigint;
+    v_open bigint;
+BEGIN
+    v_epoch := pg_sequence_last_value('pgq.epoch');
+    IF (v_epoch >> 4) & 4294967295 <> pgq._boot() THEN
+        v_epoch := pgq._adopt();
+    END IF;
+    v_open := pgq._open_token(v_epoch);
+    SELECT r.live INTO tokens FROM pgq.ring r ORDER BY r.seq DESC LIMIT 1;
+    IF NOT FOUND OR v_open <> ALL (tokens) THEN
+        tokens := tokens || v_open;
+    END IF;
+    IF tokens[1] <> v_open THEN
+        world := pg_sequence_last_value('pgq.world');
+    END IF;
+END;
+$$;
+COMMENT ON FUNCTION pgq._live() IS 'Segments to claim from, oldest first; those of a generation before `world` were restored';
+
+-- Takes the last waiting jobs out of a segment: an administrative claim, an outcome, and the jobs go to the open segment,
+-- to the front of their line, where they were. With kind 'cancelled' they go nowhere.
+CREATE FUNCTION pgq._clear_lane(
+    slot int, lane bigint, queue pgq.queue, n int, kind pgq.outcome_kind
+) RETURNS bigint
+    LANGUAGE plpgsql
+    SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off
+    SET plan_cache_mode = force_generic_plan SET jit = off
+AS $$
+DECLARE
+    v_known pg_snapshot := pg_current_snapshot();
+    v_live record := pgq._live();
+    v_foreign boolean;
+    v_count bigint;
+    v_open int := pgq._hold();
+BEGIN
+    v_foreign := coalesce((SELECT t >> 4 < v_live.world FROM unnest(v_live.tokens) t WHERE t & 15 = slot), false);
+    IF kind = 'carried' THEN
+        PERFORM pgq._add_line(lane & ~255::bigint);
+    END IF;
+    WITH taken AS MATERIALIZED (
+        SELECT t.id, t.lease FROM pgq._take(
+            slot, lane, 0, 0, n,
+            CASE WHEN v_foreign THEN '9223372036854775807' ELSE pg_snapshot_xmax(v_known) END,
+            CASE WHEN v_foreign THEN '{}' ELSE pgq._running(v_known) END,
+            pgq._now() + '1 hour', 'pgq.maintain', queue.name, queue.max_attempts
+        ) t
+    )
+    SELECT count(*) INTO v_count
+    FROM (SELECT array_agg(t.id) AS ids, array_agg(t.lease) AS leases FROM taken t) t,
+        pgq._carry(t.ids, t.leases, kind, v_open);
+    RETURN v_count;
+END;
+$$;
+COMMENT ON FUNCTION pgq._clear_lane(int, bigint, pgq.queue, int, pgq.outcome_kind) IS
+    'Takes up to n waiting jobs of a lane out of a segment';
+
+CREATE FUNCTION pgq._carry(ids bigint[], leases bigint[], kind pgq.outcome_kind, slot int) RETURNS SETOF bigint
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    PERFORM pgq._settle_many(ids, leases, ARRAY[kind], NULL, NULL);
+    IF kind = 'carried' THEN
+        INSERT INTO pgq.job (lane, xid, id, enqueued_at, slot, attempt, max_attempts, task, payload, headers, history)
+        SELECT a.lane & ~255::bigint, pg_current_xact_id(), a.id, a.enqueued_at, _carry.slot, a.attempt, a.max_attempts,
+            a.task, a.payload, a.headers, a.history
+        FROM pgq._attempts(ids, leases) a;
+    END IF;
+    RETURN QUERY SELECT u.id FROM unnest(ids) u (id);
+END;
+$$;
+COMMENT ON FUNCTION pgq._carry(bigint[], bigint[], pgq.outcome_kind, int) IS
+    'Ends administrative claims, and puts the jobs into another segment if they are carried';
+
+-- Lets a segment go that only waits for some long-running jobs: their attempts go on in pgq.straggler.
+CREATE FUNCTION pgq._unsettled_0(n int) RETURNS SETOF pgq.settled
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT j.id, l.id
+    FROM pgq.lease_0 l CROSS JOIN LATERAL unnest(l.job_ids) j (id)
+    WHERE l.lane IS NOT NULL
+        AND NOT EXISTS (SELECT FROM pgq.outcome_0 o WHERE o.job_id = j.id AND o.lease_id = l.id)
+    LIMIT n;
+END;
+$$;
+COMMENT ON FUNCTION pgq._unsettled_0(int) IS 'Attempts in segment 0 that have no outcome';
+
+SELECT pgq._for_each_slot('pgq._unsettled_0(int)');
+
+CREATE FUNCTION pgq._expiry_0(lease bigint) RETURNS timestamptz
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    RETURN (SELECT max(l.expires_at) FROM pgq.lease_0 l WHERE l.id = lease);
+END;
+$$;
+COMMENT ON FUNCTION pgq._expiry_0(bigint) IS 'When a lease in segment 0 ends';
+
+SELECT pgq._for_each_slot('pgq._expiry_0(bigint)');
+
+CREATE FUNCTION pgq._move_stragglers(slot int) RETURNS bigint
+    LANGUAGE plpgsql SET lock_timeout = '50ms' SET enable_seqscan = off SET jit = off
+AS $$
+DECLARE
+    v_ids bigint[];
+    v_leases bigint[];
+    v_moved bigint;
+BEGIN
+    SELECT array_agg(u.id), array_agg(u.lease) INTO v_ids, v_leases FROM pgq._unsettled(slot, 10000) u;
+    IF v_ids IS NULL THEN
+        RETURN 0;
+    END IF;
+    WITH held AS MATERIALIZED (
+        SELECT * FROM pgq._attempts(v_ids, v_leases)
+    ), moved AS MATERIALIZED (
+        SELECT s.id, s.lease FROM pgq._settle_many(v_ids, v_leases, '{moved}', NULL, NULL) s
+    )
+    INSERT INTO pgq.straggler (id, lease, lane, enqueued_at, claimed_at, expires_at, attempt, max_attempts, worker, task,
+        payload, headers, history)
+    SELECT h.id, h.lease, h.lane, h.enqueued_at, h.claimed_at, pgq._expiry(slot, h.lease), h.attempt, h.max_attempts,
+        h.worker, h.task, h.payload, h.headers, h.history
+    FROM held h JOIN moved m ON m.id = h.id AND m.lease = h.lease;
+    GET DIAGNOSTICS v_moved = ROW_COUNT;
+    RETURN v_moved;
+EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+    RETURN 0;
+END;
+$$;
+COMMENT ON FUNCTION pgq._move_stragglers(int) IS 'Moves up to 10000 running attempts out of a segment';
+
+CREATE FUNCTION pgq._write_ring(live bigint[]) RETURNS void
+    LANGUAGE sql
+AS $$
+    INSERT INTO pgq.ring (live, system_identifier)
+    SELECT _write_ring.live, c.system_identifier FROM pg_control_system() c
+$$;
+COMMENT ON FUNCTION pgq._write_ring(bigint[]) IS 'Says which segments claims look into';
+
+CREATE FUNCTION pgq._open_segment(token bigint) RETURNS void
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_live bigint[];
+BEGIN
+    UPDATE pgq.segment s SET state = 'sealed', sealed_at = pgq._now() WHERE s.state = 'open' AND s.slot <> token & 15;
+    INSERT INTO pgq.segment AS s (slot, generation, state, opened_at) VALUES (token & 15, token >> 4, 'open', pgq._now())
+    ON CONFLICT ON CONSTRAINT segment_slot_pkey DO UPDATE
+    SET generation = excluded.generation, state = excluded.state, opened_at = excluded.opened_at
+    WHERE s.state <> 'open';
+    SELECT r.live INTO v_live FROM pgq.ring r ORDER BY r.seq DESC LIMIT 1;
+    IF NOT FOUND OR token <> ALL (v_live) THEN
+        PERFORM pgq._write_ring(v_live || token);
+    END IF;
+END;
+$$;
+COMMENT ON FUNCTION pgq._open_segment(bigint) IS 'Brings pgq.segment and pgq.ring in line with the epoch';
+
+CREATE FUNCTION pgq._held(slot int) RETURNS boolean
+    LANGUAGE sql VOLATILE
+AS $$
+    SELECT EXISTS (
+        SELECT FROM pg_locks l
+        WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted
+            AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+            AND l.classid::bigint << 32 | l.objid::bigint = pgq._segment_key(slot)
+    )
+$$;
+COMMENT ON FUNCTION pgq._held(int) IS 'Whether a transaction that inserts into a segment is still going on';
+
+CREATE FUNCTION pgq._archive_stragglers() RETURNS void
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    PERFORM FROM pgq.straggler s WHERE s.kind IS NOT NULL LIMIT 1;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    PERFORM pgq._archive_partition(d)
+    FROM (
+        SELECT q.retention, min(s.finished_at) AS first, max(s.finished_at) AS last
+        FROM pgq.straggler s JOIN pgq.queue q ON q.id = s.lane >> 16
+        WHERE s.kind IS NOT NULL AND q.retention > '0'
+        GROUP BY q.retention
+    ) r, generate_series(r.first + r.retention, r.last + r.retention + '1 day', '1 day') d;
+    WITH gone AS (
+        DELETE FROM pgq.straggler s WHERE s.kind IS NOT NULL RETURNING s.*
+    )
+    INSERT INTO pgq.archive (id, lease, enqueued_at, started_at, finished_at, drop_after, kind, attempt, priority,
+        queue, worker, task, payload, headers, result, error)
+    SELECT g.id, g.lease, g.enqueued_at, g.claimed_at, g.finished_at, g.finished_at + q.retention, g.kind, g.attempt,
+        pgq._priority(g.lane), q.name, g.worker, g.task, g.payload, g.headers, g.result, g.error
+    FROM gone g JOIN pgq.queue q ON q.id = g.lane >> 16
+    WHERE q.retention > '0' AND g.kind <> 'released';
+END;
+$$;
+COMMENT ON FUNCTION pgq._archive_stragglers() IS 'Archives stragglers that have ended';
+
+-- One turn of the crank. Steps of a segment's life, each safe to be undone or repeated:
+--   open      the epoch says so, at once and for everybody; the tables follow
+--   sealed    a younger segment is open
+--   closed    nobody holds it any more; its jobs are counted
+--   claimed   all of them were handed out: claims need not look here
+--   drained   each has an outcome
+--   archived  copied, block by block
+--   free      truncated, in a call of its own, so that the lock is short
+CREATE FUNCTION pgq.rotate(seal boolean DEFAULT false) RETURNS jsonb
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_done jsonb := '{}';
+    v_token bigint;
+    v_slot int;
+    v_size bigint;
+    v_live bigint[];
+    v_next int;
+    v_segment pgq.segment;
+    v_count bigint;
+    v_outcomes bigint;
+    v_free int;
+BEGIN
+    PERFORM pgq._read_committed();
+    IF NOT pg_try_advisory_xact_lock(pgq._task_key(1)) THEN
+        RETURN v_done;
+    END IF;
+
+    -- Truncate first, and do nothing else then.
+    FOR v_segment IN SELECT * FROM pgq.segment s WHERE s.state = 'archived' ORDER BY s.slot LOOP
+        IF pgq._truncate_segment(v_segment.slot) THEN
+            RETURN jsonb_build_object('truncated', v_segment.slot, 'more', true);
+        END IF;
+    END LOOP;
+
+    -- The epoch leads, the tables follow.
+    v_token := pgq._open_token(pg_sequence_last_value('pgq.epoch'));
+    IF (pg_sequence_last_value('pgq.epoch') >> 4) & 4294967295 <> pgq._boot() THEN
+        v_token := pgq._open_token(pgq._adopt());
+    END IF;
+    v_slot := v_token & 15;
+    PERFORM pgq._open_segment(v_token);
+
+    -- Seal. Only if the ring has the open segment on record for good: claims look at the open one and at those on record.
+    v_size := pg_relation_size(format('pgq.job_%s', v_slot)::regclass);
+    IF v_size > 0 AND (
+            seal OR v_size >= 268435456
+            OR (SELECT s.opened_at FROM pgq.segment s WHERE s.slot = v_slot) < pgq._now() - interval '5 minutes'
+        )
+        AND EXISTS (
+            SELECT FROM pgq.ring r
+            WHERE v_token = ANY (r.live) AND r.xid IS DISTINCT FROM pg_current_xact_id_if_assigned()
+        )
+    THEN
+        SELECT n INTO v_next
+        FROM generate_series(0, 15) n LEFT JOIN pgq.segment s ON s.slot = n
+        WHERE coalesce(s.state, 'free') = 'free'
+        ORDER BY (n - v_slot + 16) % 16
+        LIMIT 1;
+        IF FOUND THEN
+            v_token := (((v_token >> 4) + 1) << 4) | v_next;
+            PERFORM pgq._set_open(v_token);
+            PERFORM pgq._open_segment(v_token);
+            v_done := v_done || jsonb_build_object('sealed', v_slot, 'opened', v_next);
+        END IF;
+    END IF;
+
+    SELECT count(*) INTO v_free FROM generate_series(0, 15) n
+    WHERE NOT EXISTS (SELECT FROM pgq.segment s WHERE s.slot = n AND s.state <> 'free');
+    FOR v_segment IN
+        SELECT * FROM pgq.segment s WHERE s.state IN ('sealed', 'closed', 'claimed', 'drained') ORDER BY s.generation
+    LOOP
+        IF v_segment.state = 'sealed' AND NOT pgq._held(v_segment.slot) THEN
+            EXECUTE format(
+                'INSERT INTO pgq.segment_lane (slot, lane, jobs) SELECT %s, j.lane, count(*) FROM pgq.job_%1$s j GROUP BY j.lane',
+                v_segment.slot);
+            UPDATE pgq.segment s
+            SET state = 'closed', jobs = (SELECT coalesce(sum(l.jobs), 0) FROM pgq.segment_lane l WHERE l.slot = s.slot)
+            WHERE s.slot = v_segment.slot
+            RETURNING s.* INTO v_segment;
+        END IF;
+
+        IF v_segment.state = 'closed' THEN
+            DELETE FROM pgq.segment_lane l
+            WHERE l.slot = v_segment.slot
+                AND NOT EXISTS (SELECT FROM pgq._waiting(v_segment.slot) w WHERE w.lane = l.lane);
+            SELECT coalesce(sum(w.jobs), 0) INTO v_count FROM pgq._waiting(v_segment.slot) w;
+            IF v_count > 0 AND v_segment.sealed_at < pgq._now() - interval '1 minute'
+                AND (v_count <= 10000 OR v_count <= v_segment.jobs / 10)
+            THEN
+                SELECT coalesce(sum(pgq._clear_lane(v_segment.slot, w.lane, q, 1000, 'carried')), 0) INTO v_count
+                FROM pgq._waiting(v_segment.slot) w JOIN pgq.queue q ON q.id = w.lane >> 16;
+                v_done := v_done || jsonb_build_object('carried', v_count, 'more', v_count > 0);
+            ELSIF v_count = 0 THEN
+                UPDATE pgq.segment s SET state = 'claimed', claimed_at = pgq._now() WHERE s.slot = v_segment.slot
+                RETURNING s.* INTO v_segment;
+                SELECT r.live INTO v_live FROM pgq.ring r ORDER BY r.seq DESC LIMIT 1;
+                PERFORM pgq._write_ring(ARRAY(
+                    SELECT t FROM unnest(v_live) WITH ORDINALITY u (t, i) WHERE t & 15 <> v_segment.slot ORDER BY i));
+            END IF;
+        END IF;
+
+        IF v_segment.state = 'claimed'
+            AND (seal OR coalesce(v_segment.checked_at, '-infinity') < pgq._now() - interval '2 seconds')
+        THEN
+            EXECUTE format('SELECT count(*) FROM pgq.outcome_%s', v_segment.slot) INTO v_outcomes;
+            IF v_outcomes < v_segment.jobs AND (
+                v_free < 4 OR v_segment.jobs - v_outcomes <= 10000
+                AND v_segment.claimed_at < pgq._now() - interval '30 seconds'
+            ) THEN
+                v_count := pgq._move_stragglers(v_segment.slot);
+                v_done := v_done || jsonb_build_object('moved', v_count, 'more', v_count > 0);
+                v_outcomes := v_outcomes + v_count;
+            END IF;
+            UPDATE pgq.segment s
+            SET checked_at = pgq._now(), state = CASE WHEN v_outcomes >= s.jobs THEN 'drained' ELSE s.state END
+            WHERE s.slot = v_segment.slot
+            RETURNING s.* INTO v_segment;
+        END IF;
+
+        IF v_segment.state = 'drained' AND NOT v_done ? 'archived' THEN
+            IF pgq._archive_segment(v_segment.slot) THEN
+                UPDATE pgq.segment s SET state = 'archived' WHERE s.slot = v_segment.slot;
+            END IF;
+            v_done := v_done || jsonb_build_object('archived', v_segment.slot, 'more', true);
+        END IF;
+    END LOOP;
+
+    PERFORM pgq._archive_stragglers();
+    IF pgq._due_again('tidy', '1 minute') THEN
+        PERFORM pgq._archive_drop();
+        DELETE FROM pgq.ring r WHERE r.seq < (SELECT max(n.seq) FROM pgq.ring n) - 100;
+        DELETE FROM pgq.line l USING pgq.line d
+        WHERE d.queue_id = l.queue_id AND d.lane = l.lane AND d.ctid < l.ctid;
+    END IF;
+    RETURN v_done;
+END;
+$$;
+COMMENT ON FUNCTION pgq.rotate(boolean) IS
+    'Turns the ring: seals the open segment if it is large or old enough (or, with seal, if it holds anything), opens the '
+    'next, and takes the older ones one step further: closed, claimed, drained, archived, truncated. Returns what was done; '
+    '"more": true if there is more to do at once. Raises PQ003';
+
+CREATE FUNCTION pgq.maintain() RETURNS jsonb
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_promoted bigint := pgq.promote();
+    v_reaped bigint := pgq.reap();
+    v_done jsonb := pgq.rotate();
+BEGIN
+    RETURN jsonb_build_object('promoted', v_promoted, 'reaped', v_reaped, 'more', v_promoted >= 10000 OR v_reaped >= 10000)
+        || v_done;
+END;
+$$;
+COMMENT ON FUNCTION pgq.maintain() IS
+    'Does what is due: pgq.promote, pgq.reap, pgq.rotate. Call it about once a second, from anywhere; workers do. Returns '
+    'what was done; "more": true if it is worth calling again at once. Raises PQ003';

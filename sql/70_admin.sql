@@ -1,0 +1,297 @@
+-- Queues, dead letters, waiting workers.
+
+-- Queues --------------------------------------------------------------------------------------------------------------
+
+CREATE FUNCTION pgq._check_queue(
+    lease interval, max_attempts int, backoff interval, backoff_max interval, retention interval, shards int
+) RETURNS void
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    PERFORM pgq._require('lease', lease BETWEEN '1 millisecond' AND '1 year', 'between 1 ms and 1 year');
+    PERFORM pgq._require('max_attempts', max_attempts BETWEEN 1 AND 32767, 'between 1 and 32767');
+    PERFORM pgq._require('backoff_max', backoff_max BETWEEN '0' AND '1 year', 'between 0 and 1 year');
+    PERFORM pgq._require('backoff', backoff BETWEEN '0' AND backoff_max, 'between 0 and backoff_max');
+    PERFORM pgq._require('retention', retention BETWEEN '0' AND '100 years', 'between 0 (no archive) and 100 years');
+    PERFORM pgq._require('shards', shards BETWEEN 1 AND 64, 'between 1 (first in, first out) and 64');
+END;
+$$;
+COMMENT ON FUNCTION pgq._check_queue(interval, int, interval, interval, interval, int) IS 'Raises 22004 or 22023';
+
+CREATE FUNCTION pgq.create_queue(
+    queue text,
+    lease interval DEFAULT '1 minute',
+    max_attempts int DEFAULT 20,
+    backoff interval DEFAULT '1 second',
+    backoff_max interval DEFAULT '1 hour',
+    retention interval DEFAULT '7 days',
+    shards int DEFAULT 8,
+    notify boolean DEFAULT true,
+    if_not_exists boolean DEFAULT false
+) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_id int;
+BEGIN
+    PERFORM pgq._require('queue', length(queue) BETWEEN 1 AND 128, 'a name of 1 to 128 characters');
+    PERFORM pgq._check_queue(lease, max_attempts, backoff, backoff_max, retention, shards);
+    PERFORM pgq._require('notify', notify IS NOT NULL OR NULL, 'true or false');
+    PERFORM pgq._require('if_not_exists', if_not_exists IS NOT NULL OR NULL, 'true or false');
+    INSERT INTO pgq.queue AS q
+        (name, lease, max_attempts, backoff, backoff_max, retention, shards, lanes, notify, created_at)
+    VALUES (queue, create_queue.lease, create_queue.max_attempts, create_queue.backoff, create_queue.backoff_max,
+        create_queue.retention, create_queue.shards, create_queue.shards, create_queue.notify, pgq._now())
+    ON CONFLICT ON CONSTRAINT queue_name_key DO NOTHING
+    RETURNING q.id INTO v_id;
+    IF NOT FOUND THEN
+        IF if_not_exists THEN
+            RETURN;
+        END IF;
+        RAISE EXCEPTION USING
+            ERRCODE = 'duplicate_object',
+            MESSAGE = format('queue "%s" exists already', queue),
+            HINT = 'Use pgq.alter_queue to change it, or if_not_exists => true to leave it as it is.';
+    END IF;
+    PERFORM pgq._add_line(pgq._lane(v_id, 0, 1));
+    IF NOT EXISTS (SELECT FROM pgq.ring) THEN
+        PERFORM pgq._write_ring(ARRAY[pgq._open_token(pg_sequence_last_value('pgq.epoch'))]);
+    END IF;
+END;
+$$;
+COMMENT ON FUNCTION pgq.create_queue(text, interval, int, interval, interval, interval, int, boolean, boolean) IS
+    'Creates a queue. lease: how long a claim holds a job. max_attempts, backoff (doubles each time, half of it chance), '
+    'backoff_max: retries. retention: how long finished jobs stay in the archive; 0: no archive. shards: lanes to spread jobs '
+    'over, 1 for strict first in, first out. notify: wake workers with NOTIFY; false if jobs are enqueued under two-phase '
+    'commit. Raises 42710 if it exists, 22023';
+
+CREATE FUNCTION pgq.alter_queue(
+    queue text,
+    lease interval DEFAULT NULL,
+    max_attempts int DEFAULT NULL,
+    backoff interval DEFAULT NULL,
+    backoff_max interval DEFAULT NULL,
+    retention interval DEFAULT NULL,
+    shards int DEFAULT NULL,
+    notify boolean DEFAULT NULL
+) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_queue pgq.queue := pgq._find_queue(queue);
+BEGIN
+    v_queue.lease := coalesce(lease, v_queue.lease);
+    v_queue.backoff := coalesce(backoff, v_queue.backoff);
+    v_queue.backoff_max := coalesce(backoff_max, v_queue.backoff_max);
+    v_queue.retention := coalesce(retention, v_queue.retention);
+    PERFORM pgq._check_queue(v_queue.lease, coalesce(max_attempts, v_queue.max_attempts), v_queue.backoff,
+        v_queue.backoff_max, v_queue.retention, coalesce(shards, v_queue.shards));
+    UPDATE pgq.queue q
+    SET lease = v_queue.lease,
+        max_attempts = coalesce(alter_queue.max_attempts, q.max_attempts),
+        backoff = v_queue.backoff,
+        backoff_max = v_queue.backoff_max,
+        retention = v_queue.retention,
+        shards = coalesce(alter_queue.shards, q.shards),
+        lanes = greatest(alter_queue.shards, q.lanes),
+        notify = coalesce(alter_queue.notify, q.notify)
+    WHERE q.id = v_queue.id;
+END;
+$$;
+COMMENT ON FUNCTION pgq.alter_queue(text, interval, int, interval, interval, interval, int, boolean) IS
+    'Changes settings of a queue; null leaves one as it is. Raises PQ002, 22023';
+
+CREATE FUNCTION pgq.pause(queue text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_queue pgq.queue := pgq._find_queue(queue);
+BEGIN
+    UPDATE pgq.queue q SET paused = true WHERE q.id = v_queue.id;
+END;
+$$;
+COMMENT ON FUNCTION pgq.pause(text) IS 'Stops claims from a queue; running jobs go on, new ones are taken. Raises PQ002';
+
+CREATE FUNCTION pgq.resume(queue text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_queue pgq.queue := pgq._find_queue(queue);
+BEGIN
+    UPDATE pgq.queue q SET paused = false WHERE q.id = v_queue.id;
+    PERFORM pgq._wake(v_queue.id, queue);
+END;
+$$;
+COMMENT ON FUNCTION pgq.resume(text) IS 'Ends pgq.pause. Raises PQ002';
+
+CREATE FUNCTION pgq._clear_queue(queue pgq.queue) RETURNS bigint
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_token bigint;
+    v_lane bigint;
+    v_count bigint;
+    v_total bigint := 0;
+BEGIN
+    FOR v_lane IN
+        SELECT DISTINCT (l.lane & ~255::bigint) | s
+        FROM pgq.line l CROSS JOIN generate_series(0, queue.lanes) s
+        WHERE l.queue_id = queue.id
+    LOOP
+        FOREACH v_token IN ARRAY (pgq._live()).tokens LOOP
+            LOOP
+                v_count := pgq._clear_lane((v_token & 15)::int, v_lane, queue, 10000, 'cancelled');
+                v_total := v_total + v_count;
+                EXIT WHEN v_count < 10000;
+            END LOOP;
+        END LOOP;
+    END LOOP;
+    DELETE FROM pgq.scheduled s WHERE s.lane >> 16 = queue.id;
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    RETURN v_total + v_count;
+END;
+$$;
+COMMENT ON FUNCTION pgq._clear_queue(pgq.queue) IS 'Cancels all waiting jobs of a queue';
+
+CREATE FUNCTION pgq.purge(queue text) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM pgq._read_committed();
+    RETURN pgq._clear_queue(pgq._find_queue(queue));
+END;
+$$;
+COMMENT ON FUNCTION pgq.purge(text) IS
+    'Cancels every waiting, scheduled and retrying job of a queue and returns how many; running ones and dead letters stay. '
+    'Raises PQ002, PQ003';
+
+-- Running attempts of a queue, wherever they are.
+CREATE FUNCTION pgq._running_0(queue_id int) RETURNS SETOF pgq.settled
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT j.id, l.id
+    FROM pgq.lease_0 l CROSS JOIN LATERAL unnest(l.job_ids) j (id)
+    WHERE l.lane >> 16 = queue_id
+        AND NOT EXISTS (SELECT FROM pgq.outcome_0 o WHERE o.job_id = j.id AND o.lease_id = l.id);
+END;
+$$;
+COMMENT ON FUNCTION pgq._running_0(int) IS 'Attempts of a queue in segment 0 that have no outcome';
+
+SELECT pgq._for_each_slot('pgq._running_0(int)');
+
+CREATE FUNCTION pgq.drop_queue(queue text, force boolean DEFAULT false) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    SET lock_timeout = '5s'
+AS $$
+DECLARE
+    v_queue pgq.queue := pgq._find_queue(queue);
+    v_count bigint;
+    v_ids bigint[];
+    v_leases bigint[];
+BEGIN
+    PERFORM pgq._read_committed();
+    -- In this order: the ring stands still; producers that have begun end, others wait; nobody claims.
+    PERFORM pg_advisory_xact_lock(pgq._task_key(1));
+    PERFORM pg_advisory_xact_lock(pgq._segment_key(pg_sequence_last_value('pgq.epoch')));
+    SELECT coalesce(sum(s.ready + s.running + s.scheduled + s.retrying + s.dead), 0) INTO v_count
+    FROM pgq.stats() s WHERE s.queue = drop_queue.queue;
+    IF v_count > 0 AND force IS NOT TRUE THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'PQ005',
+            MESSAGE = format('queue "%s" is not empty', queue),
+            DETAIL = format('It has %s jobs; pgq.stats() shows in which states.', v_count),
+            HINT = 'Let its workers finish, or drop it with force => true: its jobs are cancelled and its dead letters deleted.';
+    END IF;
+    PERFORM pgq._clear_queue(v_queue);
+    FOR v_slot IN 0..15 LOOP
+        CONTINUE WHEN pg_relation_size(format('pgq.lease_%s', v_slot)::regclass) = 0;
+        SELECT array_agg(r.id), array_agg(r.lease) INTO v_ids, v_leases FROM pgq._running(v_slot, v_queue.id) r;
+        PERFORM pgq._settle_many(v_ids, v_leases, '{cancelled}', NULL, NULL);
+    END LOOP;
+    UPDATE pgq.straggler s SET kind = 'cancelled', finished_at = pgq._now() WHERE s.lane >> 16 = v_queue.id AND s.kind IS NULL;
+    DELETE FROM pgq.dead d WHERE d.lane >> 16 = v_queue.id;
+    DELETE FROM pgq.line l WHERE l.queue_id = v_queue.id;
+    DELETE FROM pgq.queue q WHERE q.id = v_queue.id;
+END;
+$$;
+COMMENT ON FUNCTION pgq.drop_queue(text, boolean) IS
+    'Drops a queue. With force also if it has jobs: they are cancelled, running ones too, and its dead letters deleted. '
+    'Raises PQ005 if it is not empty, PQ002, PQ003, 55P03 if a transaction that enqueues does not end within five seconds';
+
+-- Dead letters --------------------------------------------------------------------------------------------------------
+
+CREATE FUNCTION pgq.redrive(queue text, ids bigint[] DEFAULT NULL) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_slot int := pgq._hold();
+    v_queue pgq.queue := pgq._producing(queue);
+    v_count bigint;
+BEGIN
+    WITH gone AS (
+        DELETE FROM pgq.dead d
+        WHERE d.lane >> 16 = v_queue.id AND (redrive.ids IS NULL OR d.id = ANY (redrive.ids))
+        RETURNING d.*
+    )
+    INSERT INTO pgq.job (lane, xid, id, enqueued_at, slot, attempt, max_attempts, task, payload, headers, history)
+    SELECT pgq._lane(v_queue.id, pgq._priority(g.lane), (g.id % v_queue.shards)::int + 1), pg_current_xact_id(), g.id,
+        g.enqueued_at, v_slot, 1, g.max_attempts, g.task, g.payload, g.headers, g.history
+    FROM gone g;
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    IF v_count > 0 THEN
+        PERFORM pgq._wake(v_queue.id, queue);
+    END IF;
+    RETURN v_count;
+END;
+$$;
+COMMENT ON FUNCTION pgq.redrive(text, bigint[]) IS
+    'Sends dead letters of a queue back to work, all or those with these ids, with all their attempts before them; their '
+    'history stays. Returns how many. Raises PQ002';
+
+-- Waiting workers -----------------------------------------------------------------------------------------------------
+
+CREATE FUNCTION pgq.watch(queues text[]) RETURNS timestamptz
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    SET enable_seqscan = off
+AS $$
+DECLARE
+    v_ids int[];
+BEGIN
+    PERFORM pgq._require('queues', queues IS NOT NULL OR NULL, 'an array of names of queues');
+    PERFORM pgq._find_queue(u.name) FROM unnest(queues) u (name);
+    PERFORM pg_advisory_lock_shared(pgq._watch_key(q.id)) FROM pgq.queue q WHERE q.name = ANY (queues) AND q.notify;
+    v_ids := ARRAY(SELECT q.id FROM pgq.queue q WHERE q.name = ANY (queues));
+    RETURN (
+        SELECT min(n.run_at)
+        FROM unnest(v_ids) q (id)
+        CROSS JOIN LATERAL (
+            SELECT s.run_at FROM pgq.scheduled s
+            WHERE s.lane >> 16 = q.id AND s.run_at >= pgq._marked('promote')
+            ORDER BY s.run_at LIMIT 1
+        ) n
+    );
+END;
+$$;
+COMMENT ON FUNCTION pgq.watch(text[]) IS
+    'Registers this session as waiting for jobs of these queues, until pgq.unwatch or its end: enqueue then notifies channel '
+    '"pgq", payload the queue''s name. LISTEN pgq first, watch, claim once more, then sleep. Returns when the next scheduled '
+    'job of these queues is due. Needs a session of its own: not for transaction pooling. Raises PQ002';
+
+CREATE FUNCTION pgq.unwatch(queues text[]) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM pgq._require('queues', queues IS NOT NULL OR NULL, 'an array of names of queues');
+    PERFORM pg_advisory_unlock_shared(pgq._watch_key(q.id))
+    FROM pgq.queue q
+    WHERE q.name = ANY (queues)
+        AND EXISTS (
+            SELECT FROM pg_locks l
+            WHERE l.pid = pg_backend_pid() AND l.locktype = 'advisory' AND l.objsubid = 1 AND l.mode = 'ShareLock'
+                AND (l.classid::bigint << 32) | l.objid::bigint = pgq._watch_key(q.id)
+        );
+END;
+$$;
+COMMENT ON FUNCTION pgq.unwatch(text[]) IS 'Ends one pgq.watch of these queues by this session';

@@ -1,0 +1,62 @@
+-- Who may do what. Nothing is granted to PUBLIC; the functions run with the rights of their owner, so nobody else needs
+-- any on the tables.
+
+REVOKE ALL ON SCHEMA pgq FROM PUBLIC;
+REVOKE ALL ON ALL TABLES IN SCHEMA pgq FROM PUBLIC;
+REVOKE ALL ON ALL SEQUENCES IN SCHEMA pgq FROM PUBLIC;
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA pgq FROM PUBLIC;
+
+CREATE FUNCTION pgq._grant(role regrole, functions regproc[]) RETURNS void
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    EXECUTE format('GRANT USAGE ON SCHEMA pgq TO %s', role);
+    EXECUTE (
+        SELECT string_agg(format('GRANT EXECUTE ON FUNCTION %s TO %s', f::regprocedure, role), '; ')
+        FROM unnest(functions) f
+    );
+END;
+$$;
+COMMENT ON FUNCTION pgq._grant(regrole, regproc[]) IS 'Lets a role call functions';
+REVOKE ALL ON FUNCTION pgq._grant(regrole, regproc[]) FROM PUBLIC;
+
+CREATE FUNCTION pgq.grant_producer(role regrole) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM pgq._grant(role, '{pgq.enqueue, pgq.enqueue_many, pgq.version}');
+END;
+$$;
+COMMENT ON FUNCTION pgq.grant_producer(regrole) IS 'Lets a role enqueue';
+REVOKE ALL ON FUNCTION pgq.grant_producer(regrole) FROM PUBLIC;
+
+CREATE FUNCTION pgq.grant_consumer(role regrole) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM pgq._grant(role, '{
+        pgq.claim, pgq.ack, pgq.ack_many, pgq.reject, pgq.reject_many, pgq.extend, pgq.extend_many, pgq.release, pgq.snooze,
+        pgq.watch, pgq.unwatch, pgq.maintain, pgq.promote, pgq.reap, pgq.rotate, pgq.try_exclusive, pgq.version
+    }');
+END;
+$$;
+COMMENT ON FUNCTION pgq.grant_consumer(regrole) IS 'Lets a role claim and settle jobs, and do the maintenance';
+REVOKE ALL ON FUNCTION pgq.grant_consumer(regrole) FROM PUBLIC;
+
+CREATE FUNCTION pgq.grant_admin(role regrole) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM pgq.grant_producer(role);
+    PERFORM pgq.grant_consumer(role);
+    PERFORM pgq._grant(role, '{
+        pgq.create_queue, pgq.alter_queue, pgq.drop_queue, pgq.pause, pgq.resume, pgq.purge, pgq.redrive, pgq.cancel,
+        pgq.schedule, pgq.unschedule, pgq.job_status, pgq.stats, pgq.doctor,
+        pgq.grant_producer, pgq.grant_consumer, pgq.grant_admin
+    }');
+    EXECUTE format('GRANT SELECT ON pgq.queue_stats, pgq.archive TO %s', role);
+END;
+$$;
+COMMENT ON FUNCTION pgq.grant_admin(regrole) IS
+    'Lets a role do all that producers and consumers do, manage queues, read the archive, and grant these rights';
+REVOKE ALL ON FUNCTION pgq.grant_admin(regrole) FROM PUBLIC;

@@ -1,0 +1,1 @@
+SELECT enqueue(:queue, :payload);

@@ -1,0 +1,1 @@
+SELECT enqueue(:queue, :payload), pg_notify('pgq_always', :queue);

@@ -1,0 +1,171 @@
+"""The fixtures of every test: one server per worker, one fresh database per test."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from pytest_postgresql.janitor import DatabaseJanitor
+
+from tests.cluster import Cluster, find_binaries, kill_clusters
+
+ROOT = Path(__file__).parent.parent
+PLAIN_SQL = ROOT / "python/src/pgqueue/sql/pgqueue.sql"
+TEMPLATE = "pgq_template"
+_numbers = itertools.count(1)
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+# Where the servers live. Belongs to the process that was started by hand, never to an xdist worker: it outlives them.
+run_dir_key = pytest.StashKey[Path]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--pg", default="16", help="16, 18 (from the wheel) or, as --pg=…, a bin directory")
+    parser.addoption("--long", action="store_true", help="run the tests marked long, too")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if given := getattr(config, "workerinput", {}).get("run_dir"):
+        config.stash[run_dir_key] = Path(given)
+        return
+    subprocess.run(["make", "--silent", "build"], cwd=ROOT, check=True)
+    run_dir = Path(tempfile.mkdtemp(prefix="pgq-", dir="/tmp" if len(tempfile.gettempdir()) > 60 else None))
+    run_dir.chmod(0o711)
+    config.stash[run_dir_key] = run_dir
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up then, too
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    node.workerinput["run_dir"] = str(node.config.stash[run_dir_key])
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput") and (run_dir := config.stash.get(run_dir_key, None)):
+        kill_clusters(run_dir)
+        shutil.rmtree(run_dir, ignore_errors=True)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--long"):
+        skip = pytest.mark.skip(reason="needs --long")
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def run_dir(request: pytest.FixtureRequest) -> Path:
+    """A directory with a short path, in which further servers may live; cleaned up whatever happens."""
+    path = request.config.stash[run_dir_key] / os.environ.get("PYTEST_XDIST_WORKER", "main")
+    path.mkdir()
+    path.chmod(0o711)  # under root the servers belong to another user
+    return path
+
+
+@pytest.fixture(scope="session")
+def cluster(request: pytest.FixtureRequest, run_dir: Path) -> Iterator[Cluster]:
+    """The server under test, of the version chosen by --pg."""
+    server = Cluster.create(run_dir / "cluster", bin=find_binaries(request.config.getoption("--pg")))
+    yield server
+    server.delete()
+
+
+@pytest.fixture(scope="session")
+def template(cluster: Cluster) -> str:
+    """Name of a database in which pgq is installed, to be cloned."""
+    with psycopg.connect(cluster.dsn(), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {TEMPLATE}")
+    with psycopg.connect(cluster.dsn(TEMPLATE), autocommit=True) as connection:
+        connection.execute(PLAIN_SQL.read_bytes())
+    return TEMPLATE
+
+
+def fresh_database(cluster: Cluster, template: str | None) -> Iterator[str]:
+    """Create a database, yield its connection string, drop it."""
+    name = f"t{next(_numbers)}"
+    if not cluster.running:  # the test before crashed it
+        cluster.start()
+    with DatabaseJanitor(
+        user=cluster.superuser, host=cluster.host, port=cluster.port, dbname=name, template_dbname=template
+    ):
+        yield cluster.dsn(name)
+
+
+@pytest.fixture
+def dsn(cluster: Cluster, template: str) -> Iterator[str]:
+    """Connection string of a fresh database with pgq."""
+    yield from fresh_database(cluster, template)
+
+
+@pytest.fixture
+def bare_dsn(cluster: Cluster) -> Iterator[str]:
+    """Connection string of a fresh database without pgq."""
+    yield from fresh_database(cluster, None)
+
+
+@pytest.fixture
+def connect(dsn: str) -> Iterator[Callable[..., Connection]]:
+    """Open autocommit connections to the test's database: `connect(user="producer")`."""
+    connections: list[Connection] = []
+
+    def connect(**options: Any) -> Connection:
+        connections.append(psycopg.connect(dsn, **{"autocommit": True, **options}))
+        return connections[-1]
+
+    yield connect
+    for connection in connections:
+        connection.close()
+
+
+@pytest.fixture
+def db(connect: Callable[..., Connection]) -> Connection:
+    """An autocommit connection to a fresh database with pgq."""
+    return connect()
+
+
+class Clock:
+    """Replaces pgq._now() in one database, so that no test sleeps for time to pass."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        connection.execute(
+            """
+            CREATE SCHEMA test_clock;
+            CREATE TABLE test_clock.ahead (by interval NOT NULL);
+            INSERT INTO test_clock.ahead VALUES ('0');
+            GRANT USAGE ON SCHEMA test_clock TO PUBLIC;
+            GRANT SELECT ON test_clock.ahead TO PUBLIC;
+            CREATE OR REPLACE FUNCTION pgq._now() RETURNS timestamptz LANGUAGE sql VOLATILE
+                SET search_path = pg_catalog, pg_temp
+                AS 'SELECT clock_timestamp() + by FROM test_clock.ahead';
+            """
+        )
+
+    def advance(self, by: timedelta | float) -> None:
+        """Let this much time pass: a timedelta, or seconds."""
+        step = by if isinstance(by, timedelta) else timedelta(seconds=by)
+        self._connection.execute("UPDATE test_clock.ahead SET by = by + %s", [step])
+
+    def now(self) -> datetime:
+        row = self._connection.execute("SELECT pgq._now()").fetchone()
+        assert row is not None
+        now: datetime = row[0]
+        return now
+
+
+@pytest.fixture
+def clock(connect: Callable[..., Connection]) -> Clock:
+    """The one clock of pgq in the test's database, under the test's control."""
+    return Clock(connect())

@@ -1,0 +1,155 @@
+"""Fixtures of the tests of the Python package."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from pgqueue import App, AsyncClient, Client, Worker
+from tests.python.support import Face, eventually
+
+ROOT = Path(__file__).parent.parent.parent
+Running = Callable[..., AbstractContextManager[Worker]]
+
+
+@pytest.fixture
+def client(dsn: str) -> Iterator[Client]:
+    """A client on the test's database, with a queue named q."""
+    with Client(dsn) as made:
+        made.create_queue("q", backoff=0)
+        yield made
+
+
+@pytest.fixture(params=["sync", "async"])
+def face(request: pytest.FixtureRequest, dsn: str) -> Iterator[Face]:
+    """Both clients, called the same way, on a database with a queue named q."""
+    loop = asyncio.new_event_loop()
+    made = Face(Client(dsn) if request.param == "sync" else AsyncClient(dsn), loop)
+    made.create_queue("q", backoff=0)
+    yield made
+    made.close()
+    loop.close()
+
+
+@pytest.fixture
+def app(dsn: str) -> Iterator[App]:
+    """An app without tasks."""
+    made = App(dsn)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def running(app: App) -> Running:
+    """Run a worker of the app in a thread: `with running(concurrency=2) as worker:`."""
+
+    @contextmanager
+    def run(**options: Any) -> Iterator[Worker]:
+        worker = Worker(app, options.pop("queues", ["q"]), **{"grace": 5.0, **options})
+        errors: list[BaseException] = []
+
+        def main() -> None:
+            try:
+                asyncio.run(worker.run())
+            except BaseException as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=main)
+        thread.start()
+        try:
+            yield worker
+        finally:
+            if not worker.stopping:
+                worker.stop()
+            thread.join(20)
+            assert not thread.is_alive(), "the worker does not stop"
+        if errors:
+            raise errors[0]
+
+    return run
+
+
+class WorkerProcess:
+    """A `pgq-worker` of tests/python/handlers.py."""
+
+    def __init__(self, dsn: str, log: Path, *options: str) -> None:
+        self._log = log
+        code = "from pgqueue.cli import worker; worker(prog_name='pgq-worker')"
+        import pgqueue
+
+        package = Path(pgqueue.__file__).parent.parent
+        with log.open("w") as stderr:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", code, "tests.python.handlers:app", "--dsn", dsn, *options],
+                cwd=ROOT,
+                env={**os.environ, "PYTHONPATH": str(package), "HANDLERS_DSN": dsn},
+                stderr=stderr,
+            )
+
+    @property
+    def log(self) -> str:
+        """What it has logged so far."""
+        return self._log.read_text()
+
+    def terminate(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.wait()
+
+    def wait(self, timeout: float = 20) -> int:
+        """Wait for its end; returns the exit code."""
+        return self.process.wait(timeout)
+
+
+@pytest.fixture
+def start_worker(dsn: str, gates: None, tmp_path: Path) -> Iterator[Callable[..., WorkerProcess]]:
+    """Start worker processes: `start_worker("--concurrency", "2")`."""
+    started: list[WorkerProcess] = []
+
+    def start(*options: str) -> WorkerProcess:
+        started.append(
+            WorkerProcess(dsn, tmp_path / f"worker{len(started)}.log", "--queue", "q", "--poll", "0.1", *options)
+        )
+        return started[-1]
+
+    yield start
+    for one in started:
+        if one.process.poll() is None:
+            one.kill()
+
+
+@pytest.fixture
+def gates(db: psycopg.Connection[Any]) -> None:
+    """The table in which the handlers of handlers.py report that they run."""
+    db.execute("CREATE TABLE started (job bigint, attempt int, pid int)")
+
+
+@pytest.fixture
+def state_of(db: psycopg.Connection[Any]) -> Callable[[int], str]:
+    """Return the state of a job."""
+
+    def state(job: int) -> str:
+        row = db.execute("SELECT state FROM pgq.job_status(%s)", [job]).fetchone()
+        assert row is not None
+        return str(row[0])
+
+    return state
+
+
+@pytest.fixture
+def until(state_of: Callable[[int], str]) -> Callable[[int, str], None]:
+    """Wait until a job is in a state: `until(job, "done")`."""
+    return lambda job, state: eventually(lambda: state_of(job) == state, f"job {job} is {state}")

@@ -1,0 +1,72 @@
+"""Tasks for worker processes. Each reports in the table `started` that it runs; gates are advisory locks."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+from typing import Any
+
+import psycopg
+
+from pgqueue import App, Job
+
+app = App(os.environ.get("HANDLERS_DSN"))
+_local = threading.local()
+
+
+def _report(job: Job) -> psycopg.Connection[Any]:
+    connection = getattr(_local, "connection", None)
+    if connection is None or connection.closed:
+        connection = _local.connection = psycopg.connect(app.dsn, autocommit=True)
+    connection.execute("INSERT INTO started VALUES (%s, %s, %s)", [job.id, job.attempt, os.getpid()])
+    return connection
+
+
+def _pass(connection: psycopg.Connection[Any], gate: int) -> None:
+    connection.execute("SELECT pg_advisory_lock_shared(%s)", [gate])
+    connection.execute("SELECT pg_advisory_unlock_shared(%s)", [gate])
+
+
+@app.task("add", queue="q")
+def add(x: int, y: int) -> int:
+    return x + y
+
+
+@app.task("wait", queue="q")
+def wait(job: Job, gate: int) -> str:
+    """Report and wait until nobody holds the gate, in a thread."""
+    _pass(_report(job), gate)
+    return "passed"
+
+
+@app.task("wait_async", queue="q")
+async def wait_async(job: Job, gate: int) -> str:
+    """Report and wait until nobody holds the gate, without blocking the event loop."""
+    connection = _report(job)
+    while connection.execute("SELECT pg_try_advisory_lock_shared(%s)", [gate]).fetchone() != (True,):
+        await asyncio.sleep(0.01)
+    connection.execute("SELECT pg_advisory_unlock_shared(%s)", [gate])
+    return "passed"
+
+
+@app.task("block", queue="q")
+async def block(job: Job, gate: int) -> str:
+    """Report and wait until nobody holds the gate, and block the event loop meanwhile."""
+    _pass(_report(job), gate)
+    return "passed"
+
+
+@app.task("die", queue="q")
+def die(job: Job) -> None:
+    """Report and take the whole process along."""
+    _report(job)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@app.task("count", queue="q")
+def count(job: Job) -> int:
+    """Report."""
+    _report(job)
+    return job.attempt

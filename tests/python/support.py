@@ -1,0 +1,36 @@
+"""What the tests of the Python package share."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Callable
+from typing import Any
+
+from pgqueue import AsyncClient, Client
+
+
+def eventually(condition: Callable[[], object], what: str = "it", timeout: float = 15) -> None:
+    """Wait until a condition is true."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout} seconds: {what}"
+        time.sleep(0.005)
+
+
+class Face:
+    """A client of either kind, whose methods are called without await."""
+
+    def __init__(self, client: Client | AsyncClient, loop: asyncio.AbstractEventLoop) -> None:
+        self.client = client
+        self._loop = loop
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        method = getattr(self.client, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            result = method(*args, **kwargs)
+            return self._loop.run_until_complete(result) if inspect.iscoroutine(result) else result
+
+        return call

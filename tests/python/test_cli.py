@@ -1,0 +1,161 @@
+"""The commands."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from click.testing import CliRunner, Result
+
+from pgqueue import Client, __version__, cli
+
+
+@pytest.fixture
+def run(dsn: str) -> Any:
+    """Run `pgqueue …` on the test's database: `run("stats", "--json")`."""
+
+    def run(*arguments: str, dsn: str = dsn, stdin: str | None = None) -> Result:
+        result = CliRunner().invoke(cli.main, [*arguments, "--dsn", dsn], input=stdin)
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result
+
+    return run
+
+
+def test_every_command_and_option_has_help() -> None:
+    for command in (*cli.main.commands.values(), cli.worker):
+        assert command.help, command.name
+        for parameter in command.params:
+            assert getattr(parameter, "help", "argument"), f"{command.name} {parameter.name}"
+
+
+def test_a_queue_from_the_first_command_to_the_last(run: Any, dsn: str) -> None:
+    assert run("create-queue", "mail", "--lease", "30 seconds", "--max-attempts", "3", "--shards", "1").exit_code == 0
+    again = run("create-queue", "mail")
+    assert again.exit_code == 1
+    assert "HINT" in again.output
+    assert run("create-queue", "mail", "--if-not-exists").exit_code == 0
+    first = int(run("enqueue", "mail", '{"to": "ann"}', "--task", "send", "--headers", '{"a": 1}').output)
+    second = int(run("enqueue", "mail", "-", "--priority", "-5", stdin="[1]").output)
+    (stat,) = json.loads(run("stats", "--json").output)
+    assert (stat["queue"], stat["ready"], stat["paused"]) == ("mail", 2, False)
+    assert "mail" in run("stats").output
+    shown = json.loads(run("show", str(first), "--json").output)
+    assert (shown["id"], shown["task"], shown["state"]) == (first, "send", "ready")
+    assert "ready" in run("show", str(second)).output
+    assert run("show", "999").exit_code == 1
+    assert isinstance(json.loads(run("maintain").output), dict)
+    assert isinstance(json.loads(run("doctor", "--json").output), list)
+    run("doctor")
+    with Client(dsn) as client:
+        assert [job.id for job in client.claim("mail", 2)] == [second, first]
+    assert run("drop-queue", "mail").exit_code == 1
+    assert run("drop-queue", "mail", "--force").exit_code == 0
+    assert run("enqueue", "mail").exit_code == 1
+
+
+def test_bad_json_is_explained(run: Any) -> None:
+    result = run("enqueue", "mail", "{to: ann}")
+    assert result.exit_code == 1
+    assert "JSON" in result.output
+
+
+def test_install_is_refused_twice_and_over_something_else(run: Any, bare_dsn: str) -> None:
+    assert run("install", dsn=bare_dsn).output == f"pgq {__version__} installed\n"
+    again = run("install", dsn=bare_dsn)
+    assert again.exit_code == 1
+    assert "already" in again.output
+    with psycopg.connect(bare_dsn, autocommit=True) as connection:
+        connection.execute("DROP SCHEMA pgq CASCADE; CREATE SCHEMA pgq; CREATE TABLE pgq.tick ()")
+        foreign = run("install", dsn=bare_dsn)
+        assert foreign.exit_code == 1
+        assert "pgq" in foreign.output
+        assert connection.execute("SELECT count(*) FROM pg_tables WHERE schemaname = 'pgq'").fetchone() == (1,)
+
+
+def test_commands_say_that_pgq_is_missing(run: Any, bare_dsn: str) -> None:
+    for command in (["stats"], ["version"], ["upgrade"]):
+        result = run(*command, dsn=bare_dsn)
+        assert result.exit_code == 1
+        assert "pgqueue install" in result.output
+
+
+def test_a_server_that_is_away_is_explained(run: Any) -> None:
+    result = run("stats", dsn="host=/nonexistent")
+    assert result.exit_code == 1
+    assert "/nonexistent" in result.output
+
+
+def test_upgrade(run: Any, dsn: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert run("upgrade").output == f"pgq {__version__} is up to date\n"
+    monkeypatch.setattr("pgqueue.__version__", "0.3.0")
+    result = run("upgrade")
+    assert result.exit_code == 1
+    assert "no way to upgrade" in result.output
+
+    folder = tmp_path / "upgrade"
+    folder.mkdir()
+    steps = {"0.1.0--0.2.0": "0.2.0", "0.2.0--0.3.0": "0.3.0", "0.2.0--0.9.0": "0.9.0"}
+    for step, version in steps.items():
+        (folder / f"pgqueue--{step}.sql").write_text(
+            f"CREATE OR REPLACE FUNCTION pgq.version() RETURNS text LANGUAGE sql AS $$ SELECT '{version}'::text $$"
+        )
+    monkeypatch.setattr(cli, "_packed", lambda: tmp_path)
+    result = run("upgrade")
+    assert result.output.splitlines()[-1] == f"pgq {__version__} is now 0.3.0"
+    assert "0.9.0" not in result.output
+
+
+def test_version(run: Any) -> None:
+    assert run("version").output == f"pgq {__version__} in the database, package {__version__}\n"
+
+
+def test_the_worker_command_drains(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Client(dsn) as client:
+        client.create_queue("q")
+        job = client.enqueue("q", {"x": 1, "y": 2}, task="add")
+        result = CliRunner().invoke(cli.worker, ["tests.python.handlers:app", "--dsn", dsn, "--drain"])
+        assert result.exit_code == 0, result.output
+        state = client.job_status(job)
+        assert state is not None
+        assert state.result == 3
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [("nowhere:app", "no module"), ("json:app", "no pgqueue.App"), ("tests.python.handlers:x", "'x'")],
+)
+def test_the_worker_command_explains_what_it_cannot_load(path: str, message: str) -> None:
+    result = CliRunner().invoke(cli.worker, [path])
+    assert result.exit_code == 1
+    assert message in result.output
+
+
+def test_the_worker_command_explains_an_unknown_queue(dsn: str) -> None:
+    result = CliRunner().invoke(cli.worker, ["tests.python.handlers:app", "--dsn", dsn, "-q", "nowhere"])
+    assert result.exit_code == 1
+    assert "nowhere" in result.output
+
+
+def test_import_is_quick() -> None:
+    code = "import time; t = time.perf_counter(); import pgqueue; print(time.perf_counter() - t)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 0.15
+    loaded = "import sys, pgqueue; print('psycopg' in sys.modules, 'click' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True)
+    assert done.stdout == "False False\n"
+
+
+def test_all_names_can_be_imported() -> None:
+    import pgqueue
+
+    for name in pgqueue.__all__:
+        assert getattr(pgqueue, name) is not None
+    with pytest.raises(AttributeError):
+        pgqueue.nothing  # noqa: B018

@@ -1,0 +1,228 @@
+"""The parts of the worker, each alone."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from datetime import datetime, timezone
+from typing import Any
+
+import psycopg
+import pytest
+
+from pgqueue import App, Client, Job
+from pgqueue._calls import HeldJob, JsonText
+from pgqueue.worker.leases import Leases
+from pgqueue.worker.link import Link, is_transient
+from pgqueue.worker.run import arguments, describe, unknown
+from pgqueue.worker.settle import Settler
+from pgqueue.worker.slots import Item, Slots
+from pgqueue.worker.wake import Wake
+from tests.python.support import eventually
+
+app = App()
+
+
+@app.task("sync")
+def sync_task(n: int = 0) -> None: ...
+
+
+@app.task("async")
+async def async_task(job: Job, n: int = 0) -> None: ...
+
+
+def held(id: int, lease: int = 1, task: str = "sync", payload: Any = None, expires_in: float = 60) -> HeldJob:
+    now = datetime.now(timezone.utc)
+    return HeldJob(id, lease, "q", task, {} if payload is None else payload, 1, 20, 0, now, None, expires_in)
+
+
+def item(id: int, task: str = "sync", lease: int = 1) -> Item:
+    return Item(held(id, lease, task), app.tasks[task])
+
+
+class Calls:
+    """Slots whose callbacks only count."""
+
+    def __init__(self, limit: int) -> None:
+        self.asyncs = self.syncs = self.lows = 0
+        self.slots = Slots(limit, start_async=self._async, start_sync=self._sync, low=self._low)
+
+    def _async(self, count: int) -> None:
+        self.asyncs += count
+
+    def _sync(self, count: int) -> None:
+        self.syncs = count
+
+    def _low(self) -> None:
+        self.lows += 1
+
+
+def test_slots_run_no_more_than_their_limit_in_order() -> None:
+    slots = Calls(2).slots
+    items = [item(n) for n in range(4)]
+    slots.put(items)
+    first, second = slots.take(False, None), slots.take(False, None)
+    assert (first, second) == (items[0], items[1])
+    assert slots.take(False, None) is None
+    assert slots.take(False, second) == items[2]
+    assert (slots.held, slots.waiting, slots.finished) == (3, 1, 1)
+
+
+def test_slots_keep_the_order_between_both_kinds_of_handlers() -> None:
+    calls = Calls(1)
+    calls.slots.put([item(1, "async"), item(2, "sync"), item(3, "async")])
+    assert calls.slots.take(False, None) is None
+    first = calls.slots.take(True, None)
+    assert first is not None
+    assert calls.slots.take(True, first) is None
+    second = calls.slots.take(False, None)
+    assert second is not None
+    assert second.job.id == 2
+    before = calls.asyncs
+    assert calls.slots.take(False, second) is None
+    assert calls.asyncs > before, "nobody was started for the head"
+
+
+def test_slots_say_when_they_run_low() -> None:
+    calls = Calls(1)
+    calls.slots.put([item(n) for n in range(3)])
+    calls.slots.low_mark = 1
+    one = calls.slots.take(False, None)
+    two = calls.slots.take(False, one)
+    assert calls.lows == 0
+    calls.slots.take(False, two)
+    assert calls.lows == 1
+
+
+def test_slots_do_not_start_jobs_of_lost_leases() -> None:
+    slots = Calls(8).slots
+    slots.put([item(1, lease=1), item(2, lease=2), item(3, lease=1)])
+    slots.lose([1])
+    taken = slots.take(False, None)
+    assert taken is not None
+    assert taken.job.id == 2
+    assert slots.take(False, None) is None
+    assert slots.held == 1
+
+
+def test_slots_give_back_the_last_ones() -> None:
+    slots = Calls(1).slots
+    slots.put([item(n) for n in range(5)])
+    assert [one.job.id for one in slots.shed(2)] == [2, 3, 4]
+    assert slots.shed(9) == []
+
+
+def test_a_thread_waits_for_work_until_the_end() -> None:
+    slots = Calls(1).slots
+    taken: list[Item | None] = []
+    thread = threading.Thread(target=lambda: taken.extend([slots.take_blocking(None), slots.take_blocking(None)]))
+    thread.start()
+    slots.put([item(1)])
+    eventually(lambda: len(slots.running) == 1)
+    slots.close()
+    thread.join(5)
+    assert [one and one.job.id for one in taken] == [1, None]
+
+
+def test_leases_are_due_at_a_third_of_their_time() -> None:
+    leases = Leases()
+    sooner: list[None] = []
+    leases.sooner = lambda: sooner.append(None)
+    leases.add([held(1, 7), held(2, 7), held(3, 8, expires_in=30)], claimed_at=100.0)
+    assert leases.due(109.0) == ([], 1.0)
+    assert leases.due(110.0) == ([8], 10.0)
+    assert leases.extended([8], {8: 30.0}, asked_at=110.0) == []
+    assert leases.due(111.0) == ([], 9.0)
+    leases.drop([held(1, 7)])
+    assert leases.due(120.0)[0] == [7, 8]
+    leases.drop([held(2, 7)])
+    assert leases.due(120.0)[0] == [8]
+    assert leases.extended([8, 7], {}, asked_at=120.0) == [8], "7 is settled, not lost"
+    leases.add([held(9, 9, expires_in=3)], claimed_at=120.0)
+    assert len(sooner) == 2
+
+
+def test_a_wake_is_not_lost_and_has_a_timeout() -> None:
+    async def main() -> None:
+        wake = Wake()
+        wake.set()
+        assert await wake.wait(5)
+        assert not await wake.wait(0.001)
+        threading.Timer(0.01, wake.set).start()
+        assert await wake.wait()
+        asyncio.get_running_loop().call_later(0.01, wake.set)
+        assert await wake.wait(5)
+        assert not await wake.wait(0.001)
+
+    asyncio.run(main())
+
+
+def test_arguments_come_from_the_payload() -> None:
+    assert arguments(Item(held(1, payload={"n": 3}), app.tasks["sync"])) == {"n": 3}
+    given = arguments(Item(held(1, payload={"n": 3}), app.tasks["async"]))
+    assert isinstance(given["job"], Job)
+    assert (given["job"].id, given["job"].payload, given["n"]) == (1, {"n": 3}, 3)
+    with pytest.raises(TypeError, match="object"):
+        arguments(Item(held(1, payload=[3]), app.tasks["sync"]))
+
+
+def test_a_traceback_is_text_that_postgres_can_store() -> None:
+    try:
+        raise ValueError("a\0b\ud800" + "x" * 100_000)
+    except ValueError as error:
+        text = describe(error)
+    assert len(text) < 25_000
+    assert "\0" not in text
+    text.encode()
+
+
+def test_an_unknown_task_is_explained() -> None:
+    assert "'nope'" in unknown(held(1, task="nope"), app.tasks)
+    assert "sync" in unknown(held(1, task="nope"), app.tasks)
+    assert "names no task" in unknown(held(1)._replace(task=None), app.tasks)
+
+
+def test_a_result_that_cannot_be_stored_rejects_only_its_own_job(dsn: str, client: Client) -> None:
+    ids = client.enqueue_many("q", [{}, {}, {}])
+    claimed = client.claim("q", 3)
+    results = [JsonText("1"), JsonText('"\\u0000"'), None]
+
+    async def main() -> None:
+        link = Link(dsn, "settle")
+        settler = Settler(link, Leases())
+        for job, result in zip(claimed, results, strict=True):
+            settler.ack(held(job.id, job.lease), result)
+        settler.stop()
+        await settler.run()
+        await link.close()
+
+    asyncio.run(main())
+    states = [client.job_status(job.id) for job in claimed]
+    assert len(ids) == 3
+    assert [state and state.state for state in states] == ["done", states[1] and states[1].state, "done"]
+    assert states[1] is not None
+    assert states[1].state != "done"
+    assert "cannot be stored" in (states[1].error or "")
+
+
+def test_a_link_comes_back(dsn: str, db: psycopg.Connection[Any]) -> None:
+    from pgqueue._calls import version
+
+    async def main() -> None:
+        link = Link(dsn, "test")
+        assert await link.call(version()) == "0.1.0"
+        assert not link.pooled
+        db.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'pgq-worker/test'")
+        assert await link.insist(version(), asyncio.sleep) == "0.1.0"
+        assert not link.failing
+        await link.close()
+
+    asyncio.run(main())
+
+
+def test_what_is_transient() -> None:
+    assert is_transient(psycopg.OperationalError("connection refused"))
+    assert is_transient(psycopg.errors.AdminShutdown())
+    assert is_transient(psycopg.errors.ReadOnlySqlTransaction())
+    assert not is_transient(psycopg.errors.SyntaxError())
+    assert not is_transient(psycopg.DataError("NUL"))

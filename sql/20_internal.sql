@@ -130,7 +130,7 @@ COMMENT ON FUNCTION pgq._set_open(bigint) IS
 -- After each start of the server the first caller looks whether the transaction ids still mean what they meant. After
 -- a restore into another cluster they do not: new jobs could sort before cursors that have passed. Then a fresh segment
 -- is opened, and the old ones are claimed by their own order, all their transactions taken as ended.
-CREATE FUNCTION pgq._adopt() RETURNS bigint
+CREATE FUNCTION pgq._adopt_alone() RETURNS bigint
     LANGUAGE plpgsql
 AS $$
 DECLARE
@@ -142,7 +142,6 @@ DECLARE
     v_token bigint;
     v_slot int;
 BEGIN
-    PERFORM pg_advisory_xact_lock(pgq._task_key(1));
     v_epoch := pg_sequence_last_value('pgq.epoch');
     IF (v_epoch >> 4) & 4294967295 = pgq._boot() THEN
         RETURN v_epoch;
@@ -176,6 +175,26 @@ BEGIN
         MESSAGE = 'this database was restored from another cluster and has no free segment for new jobs',
         DETAIL = 'All sixteen segments hold jobs whose transaction ids come from the other cluster.',
         HINT = 'Restore from a dump taken when fewer jobs were waiting.';
+END;
+$$;
+COMMENT ON FUNCTION pgq._adopt_alone() IS 'What pgq._adopt does while the ring stands still';
+
+-- The lock is given back at once and not at the end of the transaction, which may be a producer's and long.
+CREATE FUNCTION pgq._adopt() RETURNS bigint
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_epoch bigint;
+BEGIN
+    PERFORM pg_advisory_lock(pgq._task_key(1));
+    BEGIN
+        v_epoch := pgq._adopt_alone();
+    EXCEPTION WHEN query_canceled OR OTHERS THEN
+        PERFORM pg_advisory_unlock(pgq._task_key(1));
+        RAISE;
+    END;
+    PERFORM pg_advisory_unlock(pgq._task_key(1));
+    RETURN v_epoch;
 END;
 $$;
 COMMENT ON FUNCTION pgq._adopt() IS 'Confirms or changes the open segment after a server start; returns the epoch';

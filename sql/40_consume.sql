@@ -96,13 +96,19 @@ BEGIN
             v_between := v_none;
             v_starts := ARRAY[v_id];
             IF v_open IS NOT NULL THEN
-                SELECT coalesce(array_agg(o.x ORDER BY o.x) FILTER (WHERE o.ended), '{}'),
-                    coalesce(array_agg(o.x ORDER BY o.x) FILTER (WHERE NOT o.ended), '{}')
+                -- Whose jobs were handed out in part comes first, so that there is never a second one of that kind.
+                SELECT coalesce(array_agg(o.x ORDER BY o.x <> v_late_xid, o.x) FILTER (WHERE o.ended), '{}'),
+                    coalesce(array_agg(o.x) FILTER (WHERE NOT o.ended), '{}')
                 INTO v_late, v_open
-                FROM (SELECT x, x < horizon AND x <> ALL (running) FROM unnest(v_open) x) o (x, ended);
+                FROM (
+                    SELECT x, x < horizon AND x <> ALL (running)
+                        AND (v_late_xid < horizon AND v_late_xid <> ALL (running)) IS NOT FALSE
+                    FROM unnest(v_open) x
+                ) o (x, ended);
                 v_starts := array_fill(0::bigint, ARRAY[cardinality(v_late)]) || v_id;
-                IF v_late_xid = ANY (v_late) THEN
-                    v_starts[array_position(v_late, v_late_xid)] := v_late_id;
+                IF v_late_xid = v_late[1] THEN
+                    v_starts[1] := v_late_id;
+                    v_late_xid := NULL;
                 END IF;
             END IF;
             IF running <> v_none THEN
@@ -132,8 +138,6 @@ BEGIN
             ) p;
             CONTINUE WHEN v_count = 0;
 
-            v_late_xid := NULL;
-            v_late_id := NULL;
             IF v_gap > cardinality(v_late) THEN
                 v_xid := v_xids[v_count];
                 v_id := v_ids[v_count];
@@ -147,7 +151,8 @@ BEGIN
             END IF;
             INSERT INTO pgq.lease_0 (lane, claimed_at, expires_at, cursor_xid, cursor_id, taken, late_xid, late_id, worker,
                 job_ids, attempts, open_xids)
-            VALUES (v_lane, pgq._now(), expiry, v_xid, v_id, v_taken + v_count, v_late_xid, v_late_id, who,
+            VALUES (v_lane, pgq._now(), expiry, v_xid, v_id, v_taken + v_count, v_late_xid,
+                CASE WHEN v_late_xid IS NOT NULL THEN v_late_id END, who,
                 v_ids, CASE WHEN 1 < ANY (v_attempts) THEN v_attempts END, nullif(v_open, v_none))
             RETURNING id INTO v_lease;
 
@@ -203,15 +208,16 @@ DECLARE
     v_id bigint;
     v_taken bigint;
     v_open xid8[];
+    v_late_xid xid8;
     v_job record;
     v_lease bigint;
 BEGIN
     FOR v_shard IN 0..greatest(lanes, 1) - 1 LOOP
         v_lane := CASE WHEN lanes = 0 THEN line ELSE line | ((first + v_shard) % lanes + 1) END;
         CONTINUE WHEN NOT pg_try_advisory_xact_lock(pgq._lane_key(v_lane));
-        SELECT l.cursor_xid, l.cursor_id, l.taken, l.open_xids INTO v_xid, v_id, v_taken, v_open
+        SELECT l.cursor_xid, l.cursor_id, l.taken, l.open_xids, l.late_xid INTO v_xid, v_id, v_taken, v_open, v_late_xid
         FROM pgq.lease_0 l WHERE l.lane = v_lane ORDER BY l.id DESC LIMIT 1;
-        IF v_xid IS NULL OR NOT v_open <@ running THEN
+        IF v_xid IS NULL OR v_late_xid IS NOT NULL OR NOT v_open <@ running THEN
             RETURN NULL;
         END IF;
         WHILE running[v_next] <= v_xid LOOP

@@ -80,7 +80,7 @@ $(STAMP): python/pyproject.toml | $(PACKED)
 	@touch $@
 
 lint: build venv ## sqlfluff, ruff and mypy
-	$(BIN)/sqlfluff lint --disable-progress-bar --processes $(WORKERS) sql
+	$(BIN)/sqlfluff lint --disable-progress-bar sql
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy $(SOURCES)

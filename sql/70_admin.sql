@@ -279,19 +279,14 @@ COMMENT ON FUNCTION pgq.watch(text[]) IS
     '"pgq", payload the queue''s name. LISTEN pgq first, watch, claim once more, then sleep. Returns when the next scheduled '
     'job of these queues is due. Needs a session of its own: not for transaction pooling. Raises PQ002';
 
+-- Without a warning for queues that are not watched: their names may have been wrong, or they do not notify.
 CREATE FUNCTION pgq.unwatch(queues text[]) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    SET client_min_messages = error
 AS $$
 BEGIN
     PERFORM pgq._require('queues', queues IS NOT NULL OR NULL, 'an array of names of queues');
-    PERFORM pg_advisory_unlock_shared(pgq._watch_key(q.id))
-    FROM pgq.queue q
-    WHERE q.name = ANY (queues)
-        AND EXISTS (
-            SELECT FROM pg_locks l
-            WHERE l.pid = pg_backend_pid() AND l.locktype = 'advisory' AND l.objsubid = 1 AND l.mode = 'ShareLock'
-                AND (l.classid::bigint << 32) | l.objid::bigint = pgq._watch_key(q.id)
-        );
+    PERFORM pg_advisory_unlock_shared(pgq._watch_key(q.id)) FROM pgq.queue q WHERE q.name = ANY (queues);
 END;
 $$;
 COMMENT ON FUNCTION pgq.unwatch(text[]) IS 'Ends one pgq.watch of these queues by this session';

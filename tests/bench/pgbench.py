@@ -7,6 +7,7 @@ import re
 import statistics
 import subprocess
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,6 +115,7 @@ def run(
             text=True,
             check=False,
         )
+        time.sleep(0.2)  # for the backends to end, and the postmaster to count them
         cpu = database.server.cpu_seconds() - cpu
         if ran.returncode != 0:
             raise BenchmarkError(f"{' '.join(words)}\n{ran.stderr[-3000:]}")

@@ -17,10 +17,32 @@ import psycopg
 import pytest
 
 from pgqueue import App, AsyncClient, Client, Worker
+from tests.cluster import Cluster
+from tests.conftest import fresh_database
 from tests.python.support import Face, eventually
 
 ROOT = Path(__file__).parent.parent.parent
 Running = Callable[..., AbstractContextManager[Worker]]
+
+
+@pytest.fixture(scope="module")
+def module_dsn(cluster: Cluster, template: str) -> Iterator[str]:
+    """A database for all tests of one module."""
+    yield from fresh_database(cluster, template)
+
+
+@pytest.fixture
+def dsn(cluster: Cluster, module_dsn: str) -> Iterator[str]:
+    """Instead of a fresh database, that of the module, with its queues dropped after each test."""
+    yield module_dsn
+    with psycopg.connect(module_dsn, autocommit=True) as connection:
+        connection.execute("SELECT pgq.drop_queue(name, force => true) FROM pgq.queue")
+
+
+@pytest.fixture
+def fresh_dsn(cluster: Cluster, template: str) -> Iterator[str]:
+    """A database of its own for a test that damages it."""
+    yield from fresh_database(cluster, template)
 
 
 @pytest.fixture
@@ -134,7 +156,7 @@ def start_worker(dsn: str, gates: None, tmp_path: Path) -> Iterator[Callable[...
 @pytest.fixture
 def gates(db: psycopg.Connection[Any]) -> None:
     """The table in which the handlers of handlers.py report that they run."""
-    db.execute("CREATE TABLE started (job bigint, attempt int, pid int)")
+    db.execute("DROP TABLE IF EXISTS started; CREATE TABLE started (job bigint, attempt int, pid int)")
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import psycopg
 import pytest
 from click.testing import CliRunner, Result
@@ -32,7 +33,7 @@ def test_every_command_and_option_has_help() -> None:
     for command in (*cli.main.commands.values(), cli.worker):
         assert command.help, command.name
         for parameter in command.params:
-            assert getattr(parameter, "help", "argument"), f"{command.name} {parameter.name}"
+            assert not isinstance(parameter, click.Option) or parameter.help, f"{command.name} {parameter.name}"
 
 
 def test_a_queue_from_the_first_command_to_the_last(run: Any, dsn: str) -> None:
@@ -92,10 +93,10 @@ def test_a_server_that_is_away_is_explained(run: Any) -> None:
     assert "/nonexistent" in result.output
 
 
-def test_upgrade(run: Any, dsn: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_upgrade(run: Any, fresh_dsn: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert run("upgrade").output == f"pgq {__version__} is up to date\n"
     monkeypatch.setattr("pgqueue.__version__", "0.3.0")
-    result = run("upgrade")
+    result = run("upgrade", dsn=fresh_dsn)
     assert result.exit_code == 1
     assert "no way to upgrade" in result.output
 
@@ -107,7 +108,7 @@ def test_upgrade(run: Any, dsn: str, monkeypatch: pytest.MonkeyPatch, tmp_path: 
             f"CREATE OR REPLACE FUNCTION pgq.version() RETURNS text LANGUAGE sql AS $$ SELECT '{version}'::text $$"
         )
     monkeypatch.setattr(cli, "_packed", lambda: tmp_path)
-    result = run("upgrade")
+    result = run("upgrade", dsn=fresh_dsn)
     assert result.output.splitlines()[-1] == f"pgq {__version__} is now 0.3.0"
     assert "0.9.0" not in result.output
 

@@ -25,7 +25,7 @@ from pgqueue import (
     QueueNotEmpty,
     QueueNotFound,
 )
-from tests.python.support import Face
+from tests.python.support import Face, eventually
 
 Connect = Callable[..., psycopg.Connection[Any]]
 
@@ -288,6 +288,8 @@ def test_the_pool_survives_a_restart(client: Client, db: psycopg.Connection[Any]
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
         " WHERE pid <> pg_backend_pid() AND datname = current_database()"
     )
+    others = "SELECT FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = current_database()"
+    eventually(lambda: not db.execute(others).fetchall())
     client.enqueue("q")
     assert len(client.claim("q", 5)) == 2
 

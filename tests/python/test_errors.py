@@ -33,9 +33,10 @@ def test_a_database_without_pgq_says_how_to_install_it(bare_dsn: str) -> None:
         client.enqueue("q")
 
 
-def test_a_missing_function_is_a_version_mismatch(dsn: str, db: psycopg.Connection[Any]) -> None:
-    db.execute("DROP FUNCTION pgq.promote()")
-    with Client(dsn) as client, pytest.raises(VersionMismatch, match="pgqueue upgrade"):
+def test_a_missing_function_is_a_version_mismatch(fresh_dsn: str) -> None:
+    with psycopg.connect(fresh_dsn) as connection:
+        connection.execute("DROP FUNCTION pgq.promote()")
+    with Client(fresh_dsn) as client, pytest.raises(VersionMismatch, match="pgqueue upgrade"):
         client.promote()
 
 

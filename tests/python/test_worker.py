@@ -177,9 +177,12 @@ def test_one_at_a_time_keeps_the_order(app: App, client: Client, running: Runnin
     assert seen == list(range(50))
 
 
-def test_drain_ends_when_everything_is_done(app: App, client: Client, db: psycopg.Connection[Any]) -> None:
+def test_drain_ends_when_everything_is_done(app: App, client: Client) -> None:
+    seen: list[int] = []
+
     @app.task("spawn", queue="q")
     def spawn(depth: int) -> None:
+        seen.append(depth)
         if depth:
             spawn.enqueue(depth - 1)
             spawn.enqueue(depth - 1)
@@ -188,7 +191,7 @@ def test_drain_ends_when_everything_is_done(app: App, client: Client, db: psycop
     asyncio.run(Worker(app, concurrency=4, mode="drain").run())
     (stat,) = client.stats()
     assert (stat.ready, stat.running, stat.dead) == (0, 0, 0)
-    assert db.execute("SELECT max(id) FROM pgq.enqueue('q') id").fetchone() == (2**8,)
+    assert len(seen) == 2**8 - 1
 
 
 def test_once_runs_one_job(app: App, client: Client) -> None:

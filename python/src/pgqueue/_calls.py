@@ -264,9 +264,8 @@ def _arguments_of(function: str) -> dict[str, tuple[str, Callable[[Any], Any]]]:
 
 
 @cache
-def _required(function: Callable[..., Any]) -> frozenset[str]:
-    parameters = inspect.signature(function).parameters.values()
-    return frozenset(p.name for p in parameters if p.default is p.empty)
+def _optional(function: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(p.name for p in inspect.signature(function).parameters.values() if p.default is None)
 
 
 @lru_cache(maxsize=512)
@@ -281,8 +280,8 @@ def _call(
     """Describe a call of the SQL function of the same name. An optional argument that is None keeps its default."""
     name = function.__name__
     connection = arguments.pop("connection", None)
-    required, known = _required(function), _arguments_of(name)
-    given = {key: known[key][1](value) for key, value in arguments.items() if value is not None or key in required}
+    optional, known = _optional(function), _arguments_of(name)
+    given = {key: known[key][1](value) for key, value in arguments.items() if value is not None or key not in optional}
     return Call(_sql(name, columns, tuple(given)), given, decode, connection)
 
 

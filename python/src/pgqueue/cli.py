@@ -215,6 +215,7 @@ def show(client: Client, id: int, as_json: bool) -> None:
     default="info",
     show_default=True,
     type=click.Choice(["debug", "info", "warning", "error"]),
+    help="What is written to stderr.",
 )
 @click.version_option(pgqueue.__version__, prog_name="pgq-worker")
 def worker(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import select
 import threading
 from collections.abc import Awaitable, Callable
 from functools import wraps
@@ -271,16 +272,18 @@ async def _async_execute(connection: psycopg.AsyncConnection[Any], call: Call[T]
         return call.decode(await cursor.fetchall())
 
 
+def _has_news(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> bool:
+    """Return whether the server sent something to a connection at rest: as a rule that it is closed."""
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
+
+
 def _check(connection: psycopg.Connection[Any]) -> None:
-    """Notice, without a round trip, that the server has closed a pooled connection meanwhile."""
-    _read_twice(connection.pgconn)
+    if _has_news(connection):
+        connection.execute("")
 
 
 async def _async_check(connection: psycopg.AsyncConnection[Any]) -> None:
-    _read_twice(connection.pgconn)
-
-
-def _read_twice(pgconn: psycopg.pq.abc.PGconn) -> None:
-    # The first time there may be the server's farewell, and its end only after that.
-    pgconn.consume_input()
-    pgconn.consume_input()
+    if _has_news(connection):
+        await connection.execute("")

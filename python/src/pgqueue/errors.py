@@ -139,6 +139,8 @@ _HINTS = {
 
 def from_psycopg(error: psycopg.Error) -> PgqError | None:
     """Return the error of pgqueue that an error of psycopg stands for, None if it is not about the queue."""
+    if isinstance(error, psycopg.DataError) and error.sqlstate is None:  # psycopg's own, for instance NUL in a text
+        return InvalidArgument(str(error), hint="Pass values that PostgreSQL can store.")
     cls = _CLASSES.get(error.sqlstate or "")
     if cls is None:
         return None

@@ -24,10 +24,11 @@ AS $$ SELECT 8099567524296785920 | purpose $$;
 COMMENT ON FUNCTION pgq._task_key(int) IS
     'Advisory lock of a maintenance task: 1 the ring, 2 the reaper, 3 the promoter, 4 the archive';
 
-CREATE FUNCTION pgq._segment_key(epoch bigint) RETURNS bigint
+CREATE FUNCTION pgq._segment_key(epoch bigint, queue text) RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
-AS $$ SELECT 8099567799174692864 | (epoch & 15) $$;
-COMMENT ON FUNCTION pgq._segment_key(bigint) IS 'Advisory lock of a segment, held in shared mode by those who insert jobs';
+AS $$ SELECT 8099567799174692864 | ((epoch & 15) << 32) | (hashtext(queue)::bigint & 4294967295) $$;
+COMMENT ON FUNCTION pgq._segment_key(bigint, text) IS
+    'Advisory lock of a segment, held in shared mode by those who insert jobs; one per queue, for pgq.drop_queue';
 
 CREATE FUNCTION pgq._lane(queue_id int, priority int, shard int) RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -139,6 +140,7 @@ DECLARE
     v_here bigint := (SELECT c.system_identifier FROM pg_control_system() c);
     v_there bigint;
     v_xid xid8;
+    v_newest xid8;
     v_token bigint;
     v_slot int;
 BEGIN
@@ -152,10 +154,11 @@ BEGIN
     -- The newest rows are at the end of the heap.
     FOREACH v_token IN ARRAY v_live LOOP
         EXECUTE format(
-            'SELECT greatest(%L::xid8, max(j.xid)) FROM pgq.job_%s j WHERE j.ctid >= format(''(%%s,0)'', $1)::tid',
-            v_xid, v_token & 15)
-        INTO v_xid
+            'SELECT j.xid FROM pgq.job_%s j WHERE j.ctid >= format(''(%%s,0)'', $1)::tid ORDER BY j.xid DESC LIMIT 1',
+            v_token & 15)
+        INTO v_newest
         USING greatest(pg_relation_size(format('pgq.job_%s', v_token & 15)::regclass) / 8192 - 4, 0);
+        v_xid := greatest(v_xid, v_newest);
     END LOOP;
     IF coalesce(v_there, v_here) = v_here
         AND coalesce(v_xid < pg_snapshot_xmax(pg_current_snapshot()) OR v_xid = pg_current_xact_id_if_assigned(), true)
@@ -245,9 +248,9 @@ COMMENT ON FUNCTION pgq._for_each_slot(regprocedure) IS
     'From a function for segment 0 makes those for 1 to 15, and the one that takes the slot as its first argument';
 
 -- To insert jobs, hold the open segment first: take its lock in shared mode, then look again whether it is still open.
--- Either the look shows that it was sealed meanwhile, or who seals it finds the lock and waits for its end. Read the
--- queue's row after this, not before: pgq.drop_queue takes the lock in exclusive mode against it.
-CREATE FUNCTION pgq._hold() RETURNS int
+-- Either the look shows that it was sealed meanwhile, or who seals it finds the lock and waits for its end. A producer
+-- reads the queue's row after this, not before: pgq.drop_queue takes the queue's lock in exclusive mode.
+CREATE FUNCTION pgq._hold(queue text DEFAULT '') RETURNS int
     LANGUAGE plpgsql
 AS $$
 DECLARE
@@ -258,14 +261,14 @@ BEGIN
         IF (v_epoch >> 4) & 4294967295 <> pgq._boot() THEN
             v_epoch := pgq._adopt();
         END IF;
-        PERFORM pg_advisory_xact_lock_shared(pgq._segment_key(v_epoch));
+        PERFORM pg_advisory_xact_lock_shared(pgq._segment_key(v_epoch, coalesce(queue, '')));
         IF pg_sequence_last_value('pgq.epoch') = v_epoch THEN
             RETURN v_epoch & 15;
         END IF;
     END LOOP;
 END;
 $$;
-COMMENT ON FUNCTION pgq._hold() IS 'The slot of the open segment, held so that what is inserted into it will be found';
+COMMENT ON FUNCTION pgq._hold(text) IS 'The slot of the open segment, held so that what is inserted into it will be found';
 
 -- One lease, read from the tables of its segment ----------------------------------------------------------------------
 
@@ -284,6 +287,18 @@ CREATE TYPE pgq.attempt AS (
     history jsonb
 );
 COMMENT ON TYPE pgq.attempt IS 'A claimed attempt with all that is needed to make the next one';
+COMMENT ON COLUMN pgq.attempt.id IS 'Job id';
+COMMENT ON COLUMN pgq.attempt.lease IS 'The lease that holds it';
+COMMENT ON COLUMN pgq.attempt.lane IS 'Lane that it was claimed from';
+COMMENT ON COLUMN pgq.attempt.enqueued_at IS 'When the job was first enqueued';
+COMMENT ON COLUMN pgq.attempt.claimed_at IS 'When it was claimed';
+COMMENT ON COLUMN pgq.attempt.attempt IS 'Number of this attempt, from 1';
+COMMENT ON COLUMN pgq.attempt.max_attempts IS 'Attempts allowed; null: what the queue says';
+COMMENT ON COLUMN pgq.attempt.worker IS 'Who claimed it';
+COMMENT ON COLUMN pgq.attempt.task IS 'What to do';
+COMMENT ON COLUMN pgq.attempt.payload IS 'Arguments';
+COMMENT ON COLUMN pgq.attempt.headers IS 'Metadata';
+COMMENT ON COLUMN pgq.attempt.history IS 'Errors of earlier attempts';
 
 CREATE FUNCTION pgq._attempts_0(ids bigint[], leases bigint[]) RETURNS SETOF pgq.attempt
     LANGUAGE plpgsql STABLE

@@ -138,7 +138,7 @@ BEGIN
         OR max_attempts IS NOT NULL OR headers IS NOT NULL OR unique_key IS NOT NULL OR group_key IS NOT NULL
         OR current_setting('transaction_isolation') <> 'read committed'
         OR (v_epoch >> 4) & 4294967295 <> pgq._boot()
-        OR pg_advisory_xact_lock_shared(pgq._segment_key(v_epoch)) IS NULL
+        OR pg_advisory_xact_lock_shared(pgq._segment_key(v_epoch, queue)) IS NULL
         OR pg_sequence_last_value('pgq.epoch') <> v_epoch
     THEN
         RETURN pgq._enqueue(queue, payload, task, priority, run_at, delay, max_attempts, unique_key, group_key, headers);
@@ -193,7 +193,7 @@ BEGIN
         RETURN;
     END IF;
 
-    v_slot := pgq._hold();
+    v_slot := pgq._hold(queue);
     v_queue := pgq._producing(queue);
     IF cardinality(payloads) = 0 THEN
         RETURN;
@@ -223,7 +223,7 @@ AS $$
 DECLARE
     v_queue pgq.queue;
 BEGIN
-    PERFORM pgq._hold();
+    PERFORM pgq._hold(queue);
     v_queue := pgq._producing(queue);
     RETURN QUERY
     INSERT INTO pgq.scheduled AS s (run_at, id, lane, enqueued_at, attempt, max_attempts, task, payload, headers)

@@ -1,6 +1,6 @@
 -- claim, and the ways an attempt ends: ack, reject, release; extend in between.
--- Tables: reads queue, line, ring, job, lease; appends to lease and outcome. A retry goes to scheduled, a failure for good
--- to dead, a released job to the front of the line.
+-- Tables: reads queue, line, ring, job, lease; appends to lease and outcome. A retry goes to scheduled, a failure for
+-- good to dead, a released job to the front of the line.
 
 -- Claim ---------------------------------------------------------------------------------------------------------------
 
@@ -38,13 +38,14 @@ COMMENT ON COLUMN pgq.claimed_job.headers IS 'Metadata';
 -- ended since, then whatever lies between the ones that are running. So nobody is overtaken for good because he commits
 -- late, and the rows of a transaction that still runs are not even looked at.
 --
--- `horizon` and `running` were taken before the lane was locked, so they may be older than the lease that is read here. That
--- errs on the safe side: a transaction that ended in between stays in open_xids for one claim more.
+-- `horizon` and `running` were taken before the lane was locked, so they may be older than the lease that is read here.
+-- That errs on the safe side: a transaction that ended in between stays in open_xids for one claim more.
 --
 -- Locks: a lane until the end of the transaction. Never waits for one, unless it would return nothing although another
 -- claimer is busy in a lane that has more: then it looks again, for some milliseconds at most.
 CREATE FUNCTION pgq._take_0(
-    line bigint, lanes int, first int, n int, horizon xid8, running xid8[], expiry timestamptz, who text, named text, tries int
+    line bigint, lanes int, first int, n int, horizon xid8, running xid8[], expiry timestamptz, who text, named text,
+    tries int
 ) RETURNS SETOF pgq.claimed_job
     LANGUAGE plpgsql
 AS $$
@@ -364,6 +365,8 @@ SELECT pgq._for_each_slot('pgq._settle_0(bigint,bigint,jsonb)');
 
 CREATE TYPE pgq.settled AS (id bigint, lease bigint);
 COMMENT ON TYPE pgq.settled IS 'An attempt whose outcome was written just now';
+COMMENT ON COLUMN pgq.settled.id IS 'Job id';
+COMMENT ON COLUMN pgq.settled.lease IS 'The lease that held it';
 
 CREATE FUNCTION pgq._settle_many_0(
     ids bigint[], leases bigint[], kinds pgq.outcome_kind[], results jsonb[], errors text[]
@@ -508,8 +511,8 @@ $$;
 COMMENT ON FUNCTION pgq._open_front(bigint[], bigint[]) IS
     'Makes claims look at the front lanes that these attempts are about to join, and wakes who waits for them';
 
--- Ends attempts as failed. Each gets its error on record and another attempt, or becomes a dead letter. `retry_in` null:
--- backoff. `expired`: the worker was lost, so another may begin at once, at the front of the line.
+-- Ends attempts as failed. Each gets its error on record and another attempt, or becomes a dead letter. `retry_in`
+-- null: backoff. `expired`: the worker was lost, so another may begin at once, at the front of the line.
 CREATE FUNCTION pgq._fail(
     ids bigint[], leases bigint[], errors text[], retry_in interval, retry boolean, expired boolean
 ) RETURNS TABLE (id bigint, kind pgq.outcome_kind)
@@ -525,7 +528,8 @@ BEGIN
     RETURN QUERY
     WITH failed AS MATERIALIZED (
         SELECT a.*, u.error, q.backoff, q.backoff_max,
-            retry AND a.attempt < coalesce(a.max_attempts, q.max_attempts) AS again,
+            q.id IS NOT NULL AS known,
+            coalesce(retry AND a.attempt < coalesce(a.max_attempts, q.max_attempts) AND q.id IS NOT NULL, false) AS again,
             CASE WHEN a.lane & 255 = 0 THEN a.lane | (a.id % q.shards + 1) ELSE a.lane END AS home,
             coalesce(a.history, '[]') || jsonb_build_object('attempt', a.attempt, 'at', pgq._now(),
                 'error', left(u.error, 10000), 'worker', a.worker) AS errors
@@ -533,7 +537,7 @@ BEGIN
         JOIN (
             SELECT DISTINCT ON (u.id, u.lease) * FROM unnest(ids, leases, errors) u (id, lease, error)
         ) u ON u.id = a.id AND u.lease = a.lease
-        JOIN pgq.queue q ON q.id = a.lane >> 16
+        LEFT JOIN pgq.queue q ON q.id = a.lane >> 16
     ), ended AS MATERIALIZED (
         SELECT s.id, s.lease FROM (
             SELECT array_agg(f.id) AS ids, array_agg(f.lease) AS leases, array_agg(f.error) AS errors, array_agg(
@@ -558,7 +562,7 @@ BEGIN
         SELECT f.id, f.lane, f.enqueued_at, pgq._now(), f.attempt, f.max_attempts, f.task, f.payload, f.headers, f.errors,
             f.error
         FROM failed f JOIN ended e ON e.id = f.id AND e.lease = f.lease
-        WHERE NOT f.again
+        WHERE NOT f.again AND f.known
     )
     SELECT f.id, CASE WHEN f.again THEN 'retry' ELSE 'dead' END::pgq.outcome_kind
     FROM failed f JOIN ended e ON e.id = f.id AND e.lease = f.lease;
@@ -653,6 +657,8 @@ COMMENT ON FUNCTION pgq.cancel(bigint) IS 'Reserved: raises 0A000';
 
 CREATE TYPE pgq.extended AS (lease bigint, expires_at timestamptz);
 COMMENT ON TYPE pgq.extended IS 'A lease and its new expiry';
+COMMENT ON COLUMN pgq.extended.lease IS 'Lease id';
+COMMENT ON COLUMN pgq.extended.expires_at IS 'When it ends now';
 
 -- The lease is lost once every job in it has an outcome.
 CREATE FUNCTION pgq._extend_0(leases bigint[], lease_for interval) RETURNS SETOF pgq.extended

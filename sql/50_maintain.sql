@@ -77,7 +77,7 @@ BEGIN
         INSERT INTO pgq.job (lane, xid, id, enqueued_at, slot, attempt, max_attempts, task, payload, headers, history)
         SELECT g.lane, pg_current_xact_id(), g.id, g.enqueued_at, v_slot, g.attempt, g.max_attempts, g.task, g.payload,
             g.headers, g.history
-        FROM gone g
+        FROM gone g JOIN pgq.queue q ON q.id = g.lane >> 16
     )
     SELECT array_agg(DISTINCT g.lane & ~255::bigint), max(g.run_at), count(*) INTO v_lanes, v_last, v_count FROM gone g;
     IF v_count > 0 THEN
@@ -380,10 +380,10 @@ END;
 $$;
 COMMENT ON FUNCTION pgq._live() IS 'Segments to claim from, oldest first; those of a generation before `world` were restored';
 
--- Takes the last waiting jobs out of a segment: an administrative claim, an outcome, and the jobs go to the open segment,
--- to the front of their line, where they were. With kind 'cancelled' they go nowhere.
+-- Takes the last waiting jobs out of a segment: an administrative claim, an outcome, and the jobs go to the open
+-- segment, to the front of their line, where they were. With kind 'cancelled' they go nowhere.
 CREATE FUNCTION pgq._clear_lane(
-    slot int, lane bigint, queue pgq.queue, n int, kind pgq.outcome_kind
+    slot int, lane bigint, n int, kind pgq.outcome_kind
 ) RETURNS bigint
     LANGUAGE plpgsql
     SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off
@@ -405,7 +405,7 @@ BEGIN
             slot, lane, 0, 0, n,
             CASE WHEN v_foreign THEN '9223372036854775807' ELSE pg_snapshot_xmax(v_known) END,
             CASE WHEN v_foreign THEN '{}' ELSE pgq._running(v_known) END,
-            pgq._now() + '1 hour', 'pgq.maintain', queue.name, queue.max_attempts
+            pgq._now() + '1 hour', 'pgq.maintain', '', 1
         ) t
     )
     SELECT count(*) INTO v_count
@@ -414,7 +414,7 @@ BEGIN
     RETURN v_count;
 END;
 $$;
-COMMENT ON FUNCTION pgq._clear_lane(int, bigint, pgq.queue, int, pgq.outcome_kind) IS
+COMMENT ON FUNCTION pgq._clear_lane(int, bigint, int, pgq.outcome_kind) IS
     'Takes up to n waiting jobs of a lane out of a segment';
 
 CREATE FUNCTION pgq._carry(ids bigint[], leases bigint[], kind pgq.outcome_kind, slot int) RETURNS SETOF bigint
@@ -526,7 +526,7 @@ AS $$
         SELECT FROM pg_locks l
         WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted
             AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
-            AND l.classid::bigint << 32 | l.objid::bigint = pgq._segment_key(slot)
+            AND l.classid::bigint = pgq._segment_key(slot, '') >> 32
     )
 $$;
 COMMENT ON FUNCTION pgq._held(int) IS 'Whether a transaction that inserts into a segment is still going on';
@@ -649,8 +649,10 @@ BEGIN
             IF v_count > 0 AND v_segment.sealed_at < pgq._now() - interval '1 minute'
                 AND (v_count <= 10000 OR v_count <= v_segment.jobs / 10)
             THEN
-                SELECT coalesce(sum(pgq._clear_lane(v_segment.slot, w.lane, q, 1000, 'carried')), 0) INTO v_count
-                FROM pgq._waiting(v_segment.slot) w JOIN pgq.queue q ON q.id = w.lane >> 16;
+                SELECT coalesce(sum(pgq._clear_lane(v_segment.slot, w.lane, 1000,
+                    CASE WHEN q.id IS NULL THEN 'cancelled' ELSE 'carried' END::pgq.outcome_kind)), 0)
+                INTO v_count
+                FROM pgq._waiting(v_segment.slot) w LEFT JOIN pgq.queue q ON q.id = w.lane >> 16;
                 v_done := v_done || jsonb_build_object('carried', v_count, 'more', v_count > 0);
             ELSIF v_count = 0 THEN
                 UPDATE pgq.segment s SET state = 'claimed', claimed_at = pgq._now() WHERE s.slot = v_segment.slot

@@ -140,7 +140,7 @@ BEGIN
     LOOP
         FOREACH v_token IN ARRAY (pgq._live()).tokens LOOP
             LOOP
-                v_count := pgq._clear_lane((v_token & 15)::int, v_lane, queue, 10000, 'cancelled');
+                v_count := pgq._clear_lane((v_token & 15)::int, v_lane, 10000, 'cancelled');
                 v_total := v_total + v_count;
                 EXIT WHEN v_count < 10000;
             END LOOP;
@@ -192,9 +192,8 @@ DECLARE
     v_leases bigint[];
 BEGIN
     PERFORM pgq._read_committed();
-    -- In this order: the ring stands still; producers that have begun end, others wait; nobody claims.
-    PERFORM pg_advisory_xact_lock(pgq._task_key(1));
-    PERFORM pg_advisory_xact_lock(pgq._segment_key(pg_sequence_last_value('pgq.epoch')));
+    -- Producers of this queue that have begun end first, in whatever segment; others wait, and find the queue gone.
+    PERFORM pg_advisory_xact_lock(pgq._segment_key(s, queue)) FROM generate_series(0, 15) s;
     SELECT coalesce(sum(s.ready + s.running + s.scheduled + s.retrying + s.dead), 0) INTO v_count
     FROM pgq.stats() s WHERE s.queue = drop_queue.queue;
     IF v_count > 0 AND force IS NOT TRUE THEN
@@ -226,7 +225,7 @@ CREATE FUNCTION pgq.redrive(queue text, ids bigint[] DEFAULT NULL) RETURNS bigin
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    v_slot int := pgq._hold();
+    v_slot int := pgq._hold(queue);
     v_queue pgq.queue := pgq._producing(queue);
     v_count bigint;
 BEGIN

@@ -28,8 +28,8 @@ COMMENT ON COLUMN pgq.job_state.finished_at IS 'When the job ended';
 COMMENT ON COLUMN pgq.job_state.result IS 'What the handler returned';
 COMMENT ON COLUMN pgq.job_state.error IS 'The last error';
 
--- The newest row of a job in segment 0. It has been taken if its lane's position has passed it. Then the lease is looked
--- for from the newest back; only running jobs and just finished ones need it.
+-- The rows of a job in segment 0. One has been taken if its lane's position has passed it. Then the lease is looked for
+-- from the newest back.
 CREATE FUNCTION pgq._find_0(job bigint) RETURNS SETOF pgq.job_state
     LANGUAGE plpgsql
 AS $$
@@ -156,6 +156,10 @@ COMMENT ON COLUMN pgq.queue_stat.oldest_ready IS 'Age of the oldest job that can
 
 CREATE TYPE pgq.lane_stat AS (queue_id int, ready bigint, running bigint, oldest timestamptz);
 COMMENT ON TYPE pgq.lane_stat IS 'What a segment holds for a queue';
+COMMENT ON COLUMN pgq.lane_stat.queue_id IS 'The queue';
+COMMENT ON COLUMN pgq.lane_stat.ready IS 'Jobs that can be claimed';
+COMMENT ON COLUMN pgq.lane_stat.running IS 'Jobs under a lease';
+COMMENT ON COLUMN pgq.lane_stat.oldest IS 'When the oldest of the ready ones was enqueued';
 
 -- Ready: what lies behind the position of the lane, and the transactions that were late.
 CREATE FUNCTION pgq._count_0() RETURNS SETOF pgq.lane_stat
@@ -292,7 +296,7 @@ BEGIN
         'End that transaction. Until then the segment cannot be retired; claims go on.'
     FROM pgq.segment s
     JOIN pg_locks l ON l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted AND l.database = v_database
-        AND (l.classid::bigint << 32) | l.objid::bigint = pgq._segment_key(s.slot)
+        AND l.classid::bigint = pgq._segment_key(s.slot, '') >> 32
     WHERE s.state = 'sealed' AND s.sealed_at < pgq._now() - interval '1 minute';
     RETURN QUERY
     SELECT 'warning', 'segment_waiting', format('segment %s', s.slot),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from typing import Any
 
 import psycopg
 
-from .server import Database
+from .server import Database, Server
 
 
 class Background(threading.Thread):
@@ -78,6 +79,23 @@ def pinned_snapshot(database: Database) -> Iterator[None]:
             yield
         finally:
             db.execute("ROLLBACK")
+
+
+@dataclass
+class CpuClock:
+    """Reads the server's CPU time each second: a neighbour on the machine slows jobs, but adds little to this."""
+
+    server: Server
+    readings: list[float] = field(default_factory=list)
+
+    def __call__(self, stopping: threading.Event) -> None:
+        began = time.monotonic()
+        while not stopping.wait(max(began + len(self.readings) - time.monotonic(), 0)):
+            self.readings.append(self.server.cpu_seconds())
+
+    def spent(self) -> list[float]:
+        """CPU seconds in each second."""
+        return [after - before for before, after in itertools.pairwise(self.readings)]
 
 
 @dataclass

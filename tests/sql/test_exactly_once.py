@@ -76,8 +76,10 @@ class Shop:
     def _enqueue(db: psycopg.Connection[tuple[Any, ...]], dice: random.Random) -> list[int]:
         count = dice.choice([1, 1, 1, 30])
         if count == 1:
-            return [row[0] for row in db.execute("SELECT pgq.enqueue('q', priority => %s)", [dice.choice([0, 0, 0, -1])])]
-        return [row[0] for row in db.execute("SELECT pgq.enqueue_many('q', array_fill('{}'::jsonb, ARRAY[%s]))", [count])]
+            rows = db.execute("SELECT pgq.enqueue('q', priority => %s)", [dice.choice([0, 0, 0, -1])])
+        else:
+            rows = db.execute("SELECT pgq.enqueue_many('q', array_fill('{}'::jsonb, ARRAY[%s]))", [count])
+        return [id for (id,) in rows]
 
     def _claim(self, number: int) -> None:
         dice = random.Random(self.seed * 1000 + number)
@@ -135,7 +137,7 @@ def test_a_writing_transaction_that_stays_open_hides_nothing(connect: Connect) -
 
 
 def test_a_producer_paused_across_a_whole_turn_of_the_ring_loses_nothing(connect: Connect) -> None:
-    shop = Shop(connect, seed=8, shards=2)
+    connect().execute("SELECT pgq.create_queue('q', shards => 2)")
     slow = connect(autocommit=False)
     ids = [row[0] for row in slow.execute("SELECT pgq.enqueue('q')")]
     db = connect()

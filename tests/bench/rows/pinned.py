@@ -9,7 +9,7 @@ from typing import Any
 
 from psycopg import sql
 
-from ..background import Producer, pinned_snapshot, running
+from ..background import CpuClock, Producer, pinned_snapshot, running
 from ..pgbench import BenchmarkError
 from ..report import Row, at_least, at_most
 from ..systems import Queue, payloads
@@ -26,6 +26,7 @@ class Pinned:
     last: float
     jobs: int
     per_second: list[float]
+    cpu_us: tuple[float, float]  # of the server per job, at both ends
     dead: dict[str, int]
 
     @property
@@ -38,7 +39,7 @@ class Pinned:
 
     def raw(self) -> dict[str, Any]:
         return {"ratio": self.ratio, "jobs": self.jobs} | {
-            name: getattr(self, name) for name in ("first", "last", "per_second", "dead")
+            name: getattr(self, name) for name in ("first", "last", "per_second", "cpu_us", "dead")
         }
 
 
@@ -94,8 +95,9 @@ def _measure(bench: Bench, schema: str) -> Pinned:
         queue.tidy()
         before = queue.count("ready")
         producer = Producer(database, schema, queue.name, payloads(100))
+        clock = CpuClock(bench.server)
         with pinned_snapshot(database):
-            with queue.turn(), running(producer):
+            with queue.turn(), running(producer), running(clock):
                 began = database.value("SELECT clock_timestamp()")
                 run, missing = queue.measured("claim_ack_1.sql", clients=CLIENTS, seconds=seconds, progress=True)
             dead = _dead(queue)
@@ -111,11 +113,16 @@ def _measure(bench: Bench, schema: str) -> Pinned:
         )
     per_second = [done - short.get(i, 0) for i, done in enumerate(run.progress)]
     edge = _edge(bench)
+    spent = clock.spent()[:seconds]
     return Pinned(
         first=sum(per_second[:edge]) / edge,
         last=sum(per_second[-edge:]) / edge,
         jobs=jobs,
         per_second=per_second,
+        cpu_us=(
+            sum(spent[:edge]) / sum(per_second[:edge]) * 1e6,
+            sum(spent[-edge:]) / sum(per_second[-edge:]) * 1e6,
+        ),
         dead=dead,
     )
 

@@ -29,7 +29,7 @@ BEGIN
             DETAIL = format('This server is %s.', current_setting('server_version')),
             HINT = 'Install it on a newer server. Nothing was changed.';
     END IF;
-    IF to_regprocedure('pgq.version()') IS NOT NULL AND to_regclass('pgq.ring') IS NOT NULL THEN
+    IF to_regprocedure('pgq.version()') IS NOT NULL AND to_regclass('pgq.outcome_15') IS NOT NULL THEN
         RAISE EXCEPTION USING
             ERRCODE = 'duplicate_schema',
             MESSAGE = 'pgqueue is already installed in this database',

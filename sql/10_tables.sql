@@ -2,7 +2,7 @@
 --
 -- Append-only, in a ring of sixteen segments: job, lease, outcome.
 -- Small and mutable, for those who use the feature: scheduled, dead, straggler.
--- Settings and bookkeeping: queue, line, ring, segment, segment_lane, mark.
+-- Settings and bookkeeping: queue, line, segment, segment_lane, mark.
 -- The past: archive.
 
 -- Sequences -----------------------------------------------------------------------------------------------------------
@@ -13,19 +13,25 @@ COMMENT ON SEQUENCE pgq.job_id IS 'Job ids. Gaps are normal: a rolled-back enque
 CREATE SEQUENCE pgq.lease_id;
 COMMENT ON SEQUENCE pgq.lease_id IS 'Lease numbers. A lease id is 16 times this plus the slot of its segment';
 
--- Two numbers must be seen by every transaction as they are now, and not as they were when its snapshot was taken: a
--- REPEATABLE READ producer that trusted its snapshot could insert into a segment that has been retired since. A
--- sequence is exactly that, and leaves no dead rows.
-CREATE SEQUENCE pgq.epoch MINVALUE 0 START 0;
+-- Which segment is open must be seen by every transaction as it is now, and not as it was when its snapshot was taken:
+-- a REPEATABLE READ producer that trusted its snapshot could insert into a segment that has been retired since. A
+-- sequence is outside of snapshots, leaves no dead rows, and pg_sequence_last_value() reads it in a microsecond.
+CREATE SEQUENCE pgq.epoch MINVALUE 0;
 COMMENT ON SEQUENCE pgq.epoch IS
     'Which segment is open: generation << 36 | server start in seconds << 4 | slot';
 
-CREATE SEQUENCE pgq.world MINVALUE 0 START 0;
-COMMENT ON SEQUENCE pgq.world IS
-    'First generation that was opened on this cluster. Older segments came by restore: their xids mean nothing here';
+CREATE SEQUENCE pgq.live MINVALUE 0;
+COMMENT ON SEQUENCE pgq.live IS 'Bit mask of the segments that may have jobs to claim. A bit too many does no harm';
 
--- From now on they have a value to be read by pg_sequence_last_value().
-SELECT setval('pgq.epoch', 0), setval('pgq.world', 0);
+CREATE SEQUENCE pgq.restored MINVALUE 0;
+COMMENT ON SEQUENCE pgq.restored IS 'Bit mask of the segments that came from another cluster: their xids mean nothing here';
+
+CREATE SEQUENCE pgq.system_identifier MINVALUE 0;
+COMMENT ON SEQUENCE pgq.system_identifier IS 'The cluster that the other segments belong to, from pg_control_system()';
+
+SELECT setval('pgq.epoch', 0), setval('pgq.live', 1), setval('pgq.restored', 0),
+    setval('pgq.system_identifier', c.system_identifier)
+FROM pg_control_system() c;
 
 -- Queues --------------------------------------------------------------------------------------------------------------
 
@@ -192,21 +198,6 @@ BEGIN
     END LOOP;
 END;
 $$;
-
--- Claims must know which segments to look into. The newest row says so. Rows are added and, much later, removed, never
--- changed: reading the newest costs the same after hours under a pinned snapshot.
-CREATE TABLE pgq.ring (
-    seq bigint GENERATED ALWAYS AS IDENTITY,
-    live bigint[] NOT NULL,
-    system_identifier bigint NOT NULL,
-    xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
-    CONSTRAINT ring_seq_pkey PRIMARY KEY (seq)
-);
-COMMENT ON TABLE pgq.ring IS 'Segments that may hold jobs to claim; the newest row counts';
-COMMENT ON COLUMN pgq.ring.seq IS 'Grows with every change';
-COMMENT ON COLUMN pgq.ring.live IS 'generation << 4 | slot of each such segment, oldest first';
-COMMENT ON COLUMN pgq.ring.system_identifier IS 'The cluster that this row was written on (pg_control_system())';
-COMMENT ON COLUMN pgq.ring.xid IS 'Transaction that wrote the row';
 
 CREATE TABLE pgq.segment (
     slot smallint NOT NULL,

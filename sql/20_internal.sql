@@ -124,7 +124,10 @@ COMMENT ON FUNCTION pgq._open_token(bigint) IS 'generation << 4 | slot of the se
 
 CREATE FUNCTION pgq._set_open(token bigint) RETURNS bigint
     LANGUAGE sql VOLATILE
-AS $$ SELECT setval('pgq.epoch', ((token >> 4) << 36) | (pgq._boot() << 4) | (token & 15)) $$;
+AS $$
+    SELECT setval('pgq.live', pg_sequence_last_value('pgq.live') | (1::bigint << (token & 15)::int));
+    SELECT setval('pgq.epoch', ((token >> 4) << 36) | (pgq._boot() << 4) | (token & 15));
+$$;
 COMMENT ON FUNCTION pgq._set_open(bigint) IS
     'Opens a segment, for everybody and at once, whatever becomes of this transaction; returns the epoch';
 
@@ -135,49 +138,43 @@ CREATE FUNCTION pgq._adopt_alone() RETURNS bigint
     LANGUAGE plpgsql
 AS $$
 DECLARE
-    v_epoch bigint;
-    v_live bigint[];
+    v_epoch bigint := pg_sequence_last_value('pgq.epoch');
     v_here bigint := (SELECT c.system_identifier FROM pg_control_system() c);
-    v_there bigint;
-    v_xid xid8;
+    v_filled bigint := 0;
+    v_free int;
     v_newest xid8;
-    v_token bigint;
-    v_slot int;
+    v_future boolean := false;
 BEGIN
-    v_epoch := pg_sequence_last_value('pgq.epoch');
     IF (v_epoch >> 4) & 4294967295 = pgq._boot() THEN
         RETURN v_epoch;
     END IF;
-    SELECT r.live, r.system_identifier INTO v_live, v_there FROM pgq.ring r ORDER BY r.seq DESC LIMIT 1;
-    v_live := v_live || pgq._open_token(v_epoch);
-
-    -- The newest rows are at the end of the heap.
-    FOREACH v_token IN ARRAY v_live LOOP
+    FOR v_slot IN REVERSE 15..0 LOOP
+        IF pg_relation_size(format('pgq.job_%s', v_slot)::regclass) = 0 THEN
+            v_free := v_slot;
+            CONTINUE;
+        END IF;
+        v_filled := v_filled | (1::bigint << v_slot);
+        -- The newest rows are at the end of the heap.
         EXECUTE format(
             'SELECT j.xid FROM pgq.job_%s j WHERE j.ctid >= format(''(%%s,0)'', $1)::tid ORDER BY j.xid DESC LIMIT 1',
-            v_token & 15)
+            v_slot)
         INTO v_newest
-        USING greatest(pg_relation_size(format('pgq.job_%s', v_token & 15)::regclass) / 8192 - 4, 0);
-        v_xid := greatest(v_xid, v_newest);
+        USING greatest(pg_relation_size(format('pgq.job_%s', v_slot)::regclass) / 8192 - 4, 0);
+        v_future := v_future OR coalesce(v_newest >= pg_snapshot_xmax(pg_current_snapshot()), false);
     END LOOP;
-    IF coalesce(v_there, v_here) = v_here
-        AND coalesce(v_xid < pg_snapshot_xmax(pg_current_snapshot()) OR v_xid = pg_current_xact_id_if_assigned(), true)
-    THEN
+    -- A dump reads sequences a little later than tables: what has been claimed since is to be claimed again.
+    PERFORM setval('pgq.live', pg_sequence_last_value('pgq.live') | v_filled);
+    IF v_here = pg_sequence_last_value('pgq.system_identifier') AND NOT v_future THEN
         RETURN pgq._set_open(pgq._open_token(v_epoch));
+    ELSIF v_free IS NULL THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'object_not_in_prerequisite_state',
+            MESSAGE = 'this database was restored from another cluster and has no free segment for new jobs',
+            DETAIL = 'All sixteen segments hold jobs whose transaction ids come from the other cluster.',
+            HINT = 'Restore from a dump taken when fewer jobs were waiting.';
     END IF;
-
-    FOR v_slot IN SELECT s FROM generate_series(0, 15) s WHERE s <> ALL (SELECT t & 15 FROM unnest(v_live) t) LOOP
-        IF pg_relation_size(format('pgq.job_%s', v_slot)::regclass) = 0 THEN
-            v_token := (((v_epoch >> 36) + 1) << 4) | v_slot;
-            PERFORM setval('pgq.world', v_token >> 4);
-            RETURN pgq._set_open(v_token);
-        END IF;
-    END LOOP;
-    RAISE EXCEPTION USING
-        ERRCODE = 'object_not_in_prerequisite_state',
-        MESSAGE = 'this database was restored from another cluster and has no free segment for new jobs',
-        DETAIL = 'All sixteen segments hold jobs whose transaction ids come from the other cluster.',
-        HINT = 'Restore from a dump taken when fewer jobs were waiting.';
+    PERFORM setval('pgq.restored', v_filled), setval('pgq.system_identifier', v_here);
+    RETURN pgq._set_open((((v_epoch >> 36) + 1) << 4) | v_free);
 END;
 $$;
 COMMENT ON FUNCTION pgq._adopt_alone() IS 'What pgq._adopt does while the ring stands still';
@@ -324,17 +321,20 @@ SELECT pgq._for_each_slot('pgq._attempts_0(bigint[],bigint[])');
 CREATE FUNCTION pgq._attempts(ids bigint[], leases bigint[]) RETURNS SETOF pgq.attempt
     LANGUAGE plpgsql
 AS $$
-DECLARE
-    v_slot int;
 BEGIN
-    FOR v_slot IN SELECT DISTINCT (u.lease & 15)::int FROM unnest(leases) u (lease) LOOP
-        RETURN QUERY SELECT * FROM pgq._attempts(v_slot, ids, leases);
-    END LOOP;
+    -- A straggler is found twice until its segment is truncated.
     RETURN QUERY
-    SELECT s.id, s.lease, s.lane, s.enqueued_at, s.claimed_at, s.attempt::int, s.max_attempts::int, s.worker,
-        s.task, s.payload, s.headers, s.history
-    FROM (SELECT DISTINCT u.id, u.lease FROM unnest(ids, leases) u (id, lease)) a
-    JOIN pgq.straggler s ON s.id = a.id AND s.lease = a.lease AND s.kind IS NULL;
+    SELECT DISTINCT ON (a.id, a.lease) a.*
+    FROM (
+        SELECT p.*
+        FROM (SELECT DISTINCT (u.lease & 15)::int AS slot FROM unnest(leases) u (lease) WHERE u.lease IS NOT NULL) n,
+            pgq._attempts(n.slot, ids, leases) p
+        UNION ALL
+        SELECT s.id, s.lease, s.lane, s.enqueued_at, s.claimed_at, s.attempt::int, s.max_attempts::int, s.worker,
+            s.task, s.payload, s.headers, s.history
+        FROM unnest(ids, leases) u (id, lease)
+        JOIN pgq.straggler s ON s.id = u.id AND s.lease = u.lease AND s.kind IS NULL
+    ) a;
 END;
 $$;
 COMMENT ON FUNCTION pgq._attempts(bigint[], bigint[]) IS 'The attempts that these leases hold or held, stragglers too';

@@ -14,7 +14,7 @@ BEGIN
             RETURN;
         END IF;
     END LOOP;
-    IF pg_notification_queue_usage() < 0.5 THEN
+    IF pg_notification_queue_usage() < 0.5 AND (SELECT q.notify FROM pgq.queue q WHERE q.id = queue_id) THEN
         PERFORM pg_notify('pgq', queue);
     END IF;
 END;

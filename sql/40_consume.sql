@@ -30,6 +30,19 @@ COMMENT ON COLUMN pgq.claimed_job.enqueued_at IS 'When the job was first enqueue
 COMMENT ON COLUMN pgq.claimed_job.expires_at IS 'When the lease ends';
 COMMENT ON COLUMN pgq.claimed_job.headers IS 'Metadata';
 
+-- All lanes are busy, mostly in their commit: wait for one of them instead of coming back with nothing.
+CREATE FUNCTION pgq._wait_for_lane(lane bigint) RETURNS boolean
+    LANGUAGE plpgsql SET lock_timeout = '100ms'
+AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock(pgq._lane_key(lane));
+    RETURN true;
+EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+    RETURN false;
+END;
+$$;
+COMMENT ON FUNCTION pgq._wait_for_lane(bigint) IS 'Locks a lane; false if that takes longer than a tenth of a second';
+
 -- Takes up to n jobs out of segment 0, from one lane after the other: the front lane of a line (lanes = 0), or its
 -- shards, beginning with the given one.
 --
@@ -42,7 +55,7 @@ COMMENT ON COLUMN pgq.claimed_job.headers IS 'Metadata';
 -- That errs on the safe side: a transaction that ended in between stays in open_xids for one claim more.
 --
 -- Locks: a lane until the end of the transaction. Never waits for one, unless it would return nothing although another
--- claimer is busy in a lane that has more: then it looks again, for some milliseconds at most.
+-- claimer is busy in a lane that has more; then a tenth of a second at most.
 CREATE FUNCTION pgq._take_0(
     line bigint, lanes int, first int, n int, horizon xid8, running xid8[], expiry timestamptz, who text, named text,
     tries int
@@ -72,7 +85,7 @@ DECLARE
     v_count int;
     v_lease bigint;
 BEGIN
-    FOR v_look IN 0..10 LOOP
+    FOR v_look IN 0..1 LOOP
         v_busy := '{}';
         FOR v_shard IN 0..CASE WHEN v_look = 0 THEN greatest(lanes, 1) ELSE cardinality(v_again) END - 1 LOOP
             v_lane := CASE
@@ -80,7 +93,9 @@ BEGIN
                 WHEN lanes = 0 THEN line
                 ELSE line | ((first + v_shard) % lanes + 1)
             END;
-            IF NOT pg_try_advisory_xact_lock(pgq._lane_key(v_lane)) THEN
+            IF pg_try_advisory_xact_lock(pgq._lane_key(v_lane)) THEN
+                NULL;
+            ELSIF v_look = 0 OR n < v_wanted OR NOT pgq._wait_for_lane(v_lane) THEN
                 v_busy := v_busy || v_lane;
                 CONTINUE;
             END IF;
@@ -168,7 +183,7 @@ BEGIN
             END IF;
         END LOOP;
 
-        IF n < v_wanted OR v_busy = '{}' THEN
+        IF v_look = 1 OR n < v_wanted OR v_busy = '{}' THEN
             RETURN;
         END IF;
         v_again := ARRAY(
@@ -184,10 +199,6 @@ BEGIN
                 LIMIT 1
             ) j
         );
-        IF v_again = '{}' THEN
-            RETURN;
-        END IF;
-        PERFORM pg_sleep(0.001);
     END LOOP;
 END;
 $$;
@@ -206,7 +217,8 @@ AS $$
 DECLARE
     v_lane bigint;
     v_next int;
-    v_unsure bigint;
+    v_unsure boolean := false;
+    v_busy int := 0;
     v_xid xid8;
     v_id bigint;
     v_taken bigint;
@@ -215,10 +227,14 @@ DECLARE
     v_job record;
     v_lease bigint;
 BEGIN
-    FOR v_shard IN 0..greatest(lanes, 1) - 1 LOOP
+    -- One step more than there are lanes: if all are busy, wait for the first.
+    FOR v_shard IN 0..greatest(lanes, 1) LOOP
+        EXIT WHEN v_shard = greatest(lanes, 1) AND v_busy < v_shard;
         v_lane := CASE WHEN lanes = 0 THEN line ELSE line | ((first + v_shard) % lanes + 1) END;
-        IF NOT pg_try_advisory_xact_lock(pgq._lane_key(v_lane)) THEN
-            v_unsure := v_lane;
+        IF pg_try_advisory_xact_lock(pgq._lane_key(v_lane)) THEN
+            NULL;
+        ELSIF v_busy < greatest(lanes, 1) OR NOT pgq._wait_for_lane(v_lane) THEN
+            v_busy := v_busy + 1;
             CONTINUE;
         END IF;
         SELECT l.cursor_xid, l.cursor_id, l.taken, l.open_xids, l.late_xid INTO v_xid, v_id, v_taken, v_open, v_late_xid
@@ -237,7 +253,7 @@ BEGIN
         ORDER BY j.xid, j.id
         LIMIT 1;
         IF v_job.id IS NULL THEN
-            v_unsure := CASE WHEN running[v_next] IS NULL THEN v_unsure ELSE v_lane END;
+            v_unsure := v_unsure OR running[v_next] IS NOT NULL;
             CONTINUE;
         END IF;
         INSERT INTO pgq.lease_0 (lane, claimed_at, expires_at, cursor_xid, cursor_id, taken, worker, job_ids, attempts, open_xids)
@@ -247,7 +263,7 @@ BEGIN
         RETURN (v_job.id, v_lease, named, v_job.task, v_job.payload, v_job.attempt, coalesce(v_job.max_attempts, tries),
             pgq._priority(v_lane), v_job.enqueued_at, expiry, v_job.headers)::pgq.claimed_job;
     END LOOP;
-    IF v_unsure IS NULL THEN
+    IF v_busy = 0 AND NOT v_unsure THEN
         RETURN (0, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL)::pgq.claimed_job;
     END IF;
     RETURN NULL;
@@ -272,10 +288,14 @@ CREATE FUNCTION pgq.claim(
 AS $$
 DECLARE
     v_epoch bigint := pg_sequence_last_value('pgq.epoch');
+    v_live bigint;
+    v_restored bigint;
     v_queue record;
     v_own xid8 := pg_current_xact_id_if_assigned();
     v_line bigint;
-    v_token bigint;
+    v_base bigint;
+    v_lanes int;
+    v_slot int;
     v_job pgq.claimed_job;
     v_count int;
 BEGIN
@@ -288,13 +308,14 @@ BEGIN
             'between 1 ms and 1 year');
         v_epoch := pgq._adopt();
     END IF;
+    v_live := pg_sequence_last_value('pgq.live') | (1::bigint << (v_epoch & 15)::int);
+    v_restored := pg_sequence_last_value('pgq.restored');
     SELECT q.id, q.paused, q.lanes, q.max_attempts, pgq._now() + coalesce(lease_for, q.lease) AS expiry,
-        pg_snapshot_xmax(s) AS horizon, ARRAY(SELECT pg_snapshot_xip(s)) AS running,
+        pg_snapshot_xmax(pg_current_snapshot()) AS horizon, ARRAY(SELECT pg_snapshot_xip(pg_current_snapshot())) AS running,
         ARRAY(SELECT l.lane FROM pgq.line l WHERE l.queue_id = q.id ORDER BY l.lane) AS lines,
-        (SELECT r.live FROM pgq.ring r ORDER BY r.seq DESC LIMIT 1) AS live, floor(random() * q.lanes)::int AS first
+        floor(random() * q.lanes)::int AS first
     INTO v_queue
-    FROM pgq.queue q, pg_current_snapshot() s
-    WHERE q.name = claim.queue;
+    FROM pgq.queue q WHERE q.name = claim.queue;
     IF v_queue.id IS NULL THEN
         PERFORM pgq._find_queue(queue);
     ELSIF v_queue.paused THEN
@@ -304,21 +325,24 @@ BEGIN
         -- Jobs of this very transaction would be visible, and taken too early: it may still roll back.
         v_queue.running := ARRAY(SELECT x FROM unnest(v_queue.running || v_own) x ORDER BY x);
     END IF;
-    IF pgq._open_token(v_epoch) = ANY (v_queue.live) IS NOT TRUE THEN
-        v_queue.live := v_queue.live || pgq._open_token(v_epoch);
-    END IF;
 
     FOREACH v_line IN ARRAY v_queue.lines LOOP
-        FOREACH v_token IN ARRAY v_queue.live LOOP
-            IF v_token >> 4 < pg_sequence_last_value('pgq.world') THEN
-                -- Restored from elsewhere: all its transactions have ended, and their numbers only give the order.
+        v_base := v_line & ~255::bigint;
+        v_lanes := (v_line & 255)::int * v_queue.lanes;
+        -- The oldest segment comes after the open one in the ring; often there is only that.
+        FOR v_turn IN CASE WHEN v_live = 1::bigint << (v_epoch & 15)::int THEN 16 ELSE 1 END..16 LOOP
+            v_slot := (v_epoch + v_turn) & 15;
+            IF (v_live >> v_slot) & 1 = 0 THEN
+                CONTINUE;
+            ELSIF (v_restored >> v_slot) & 1 = 1 THEN
+                -- From another cluster: all its transactions have ended, and their numbers only give the order.
                 RETURN QUERY
-                SELECT * FROM pgq._take((v_token & 15)::int, v_line & ~255::bigint, (v_line & 255)::int * v_queue.lanes,
-                    v_queue.first, batch, '9223372036854775807', '{}', v_queue.expiry, worker, queue, v_queue.max_attempts);
+                SELECT * FROM pgq._take(v_slot, v_base, v_lanes, v_queue.first, batch, '9223372036854775807', '{}',
+                    v_queue.expiry, worker, queue, v_queue.max_attempts);
             ELSE
                 IF batch = 1 THEN
-                    v_job := pgq._take_one((v_token & 15)::int, v_line & ~255::bigint, (v_line & 255)::int * v_queue.lanes,
-                        v_queue.first, v_queue.horizon, v_queue.running, v_queue.expiry, worker, queue, v_queue.max_attempts);
+                    v_job := pgq._take_one(v_slot, v_base, v_lanes, v_queue.first, v_queue.horizon, v_queue.running,
+                        v_queue.expiry, worker, queue, v_queue.max_attempts);
                     CONTINUE WHEN v_job.id = 0;
                     IF v_job.id > 0 THEN
                         RETURN NEXT v_job;
@@ -326,9 +350,8 @@ BEGIN
                     END IF;
                 END IF;
                 RETURN QUERY
-                SELECT * FROM pgq._take((v_token & 15)::int, v_line & ~255::bigint, (v_line & 255)::int * v_queue.lanes,
-                    v_queue.first, batch, v_queue.horizon, v_queue.running, v_queue.expiry, worker, queue,
-                    v_queue.max_attempts);
+                SELECT * FROM pgq._take(v_slot, v_base, v_lanes, v_queue.first, batch, v_queue.horizon, v_queue.running,
+                    v_queue.expiry, worker, queue, v_queue.max_attempts);
             END IF;
             GET DIAGNOSTICS v_count = ROW_COUNT;
             batch := batch - v_count;
@@ -494,7 +517,8 @@ CREATE FUNCTION pgq._backoff(base interval, longest interval, attempt int) RETUR
     LANGUAGE sql VOLATILE
 AS $$
     -- Doubles with each attempt; half of it is chance, so that jobs that failed together do not come back together.
-    SELECT least(longest, base * power(2, least(attempt - 1, 40)) ) * (0.5 + random() / 2)
+    SELECT least(date_part('epoch', longest), date_part('epoch', base) * power(2, least(attempt - 1, 40)))
+        * (0.5 + random() / 2) * interval '1 second'
 $$;
 COMMENT ON FUNCTION pgq._backoff(interval, interval, int) IS 'Delay after a failed attempt';
 

@@ -159,6 +159,7 @@ DECLARE
     v_leases bigint[];
     v_found boolean := false;
     v_complete boolean := true;
+    v_ended bigint;
     v_total bigint := 0;
 BEGIN
     PERFORM pgq._read_committed();
@@ -172,8 +173,9 @@ BEGIN
         FROM pgq._expired(v_slot, v_since, v_now, v_batch) e;
         CONTINUE WHEN v_ids IS NULL;
         v_found := true;
-        v_complete := v_complete AND cardinality(v_ids) < v_batch;
-        v_total := v_total + pgq._reap(v_ids, v_leases);
+        v_ended := pgq._reap(v_ids, v_leases);
+        v_complete := v_complete AND cardinality(v_ids) < v_batch AND v_ended = cardinality(v_ids);
+        v_total := v_total + v_ended;
     END LOOP;
 
     SELECT array_agg(s.id), array_agg(s.lease) INTO v_ids, v_leases
@@ -309,6 +311,7 @@ BEGIN
         RETURN false;
     END IF;
     EXECUTE format('TRUNCATE ONLY pgq.job_%1$s, ONLY pgq.lease_%1$s, ONLY pgq.outcome_%1$s', slot);
+    PERFORM setval('pgq.restored', pg_sequence_last_value('pgq.restored') & ~(1::bigint << slot));
     DELETE FROM pgq.segment_lane l WHERE l.slot = _truncate_segment.slot;
     UPDATE pgq.segment s
     SET state = 'free', opened_at = NULL, sealed_at = NULL, claimed_at = NULL, checked_at = NULL, jobs = NULL,
@@ -357,29 +360,6 @@ END;
 $$;
 COMMENT ON FUNCTION pgq._running(pg_snapshot) IS 'Transactions that have not ended, the caller''s own included';
 
-CREATE FUNCTION pgq._live(OUT tokens bigint[], OUT world bigint)
-    LANGUAGE plpgsql
-AS $$
-DECLARE
-    v_epoch bigint;
-    v_open bigint;
-BEGIN
-    v_epoch := pg_sequence_last_value('pgq.epoch');
-    IF (v_epoch >> 4) & 4294967295 <> pgq._boot() THEN
-        v_epoch := pgq._adopt();
-    END IF;
-    v_open := pgq._open_token(v_epoch);
-    SELECT r.live INTO tokens FROM pgq.ring r ORDER BY r.seq DESC LIMIT 1;
-    IF NOT FOUND OR v_open <> ALL (tokens) THEN
-        tokens := tokens || v_open;
-    END IF;
-    IF tokens[1] <> v_open THEN
-        world := pg_sequence_last_value('pgq.world');
-    END IF;
-END;
-$$;
-COMMENT ON FUNCTION pgq._live() IS 'Segments to claim from, oldest first; those of a generation before `world` were restored';
-
 -- Takes the last waiting jobs out of a segment: an administrative claim, an outcome, and the jobs go to the open
 -- segment, to the front of their line, where they were. With kind 'cancelled' they go nowhere.
 CREATE FUNCTION pgq._clear_lane(
@@ -391,20 +371,18 @@ CREATE FUNCTION pgq._clear_lane(
 AS $$
 DECLARE
     v_known pg_snapshot := pg_current_snapshot();
-    v_live record := pgq._live();
-    v_foreign boolean;
-    v_count bigint;
+    v_restored boolean := (pg_sequence_last_value('pgq.restored') >> slot) & 1 = 1;
     v_open int := pgq._hold();
+    v_count bigint;
 BEGIN
-    v_foreign := coalesce((SELECT t >> 4 < v_live.world FROM unnest(v_live.tokens) t WHERE t & 15 = slot), false);
     IF kind = 'carried' THEN
         PERFORM pgq._add_line(lane & ~255::bigint);
     END IF;
     WITH taken AS MATERIALIZED (
         SELECT t.id, t.lease FROM pgq._take(
             slot, lane, 0, 0, n,
-            CASE WHEN v_foreign THEN '9223372036854775807' ELSE pg_snapshot_xmax(v_known) END,
-            CASE WHEN v_foreign THEN '{}' ELSE pgq._running(v_known) END,
+            CASE WHEN v_restored THEN '9223372036854775807' ELSE pg_snapshot_xmax(v_known) END,
+            CASE WHEN v_restored THEN '{}' ELSE pgq._running(v_known) END,
             pgq._now() + '1 hour', 'pgq.maintain', '', 1
         ) t
     )
@@ -492,32 +470,33 @@ END;
 $$;
 COMMENT ON FUNCTION pgq._move_stragglers(int) IS 'Moves up to 10000 running attempts out of a segment';
 
-CREATE FUNCTION pgq._write_ring(live bigint[]) RETURNS void
-    LANGUAGE sql
-AS $$
-    INSERT INTO pgq.ring (live, system_identifier)
-    SELECT _write_ring.live, c.system_identifier FROM pg_control_system() c
-$$;
-COMMENT ON FUNCTION pgq._write_ring(bigint[]) IS 'Says which segments claims look into';
-
 CREATE FUNCTION pgq._open_segment(token bigint) RETURNS void
     LANGUAGE plpgsql
 AS $$
 DECLARE
-    v_live bigint[];
+    v_live bigint;
 BEGIN
     UPDATE pgq.segment s SET state = 'sealed', sealed_at = pgq._now() WHERE s.state = 'open' AND s.slot <> token & 15;
     INSERT INTO pgq.segment AS s (slot, generation, state, opened_at) VALUES (token & 15, token >> 4, 'open', pgq._now())
     ON CONFLICT ON CONSTRAINT segment_slot_pkey DO UPDATE
     SET generation = excluded.generation, state = excluded.state, opened_at = excluded.opened_at
     WHERE s.state <> 'open';
-    SELECT r.live INTO v_live FROM pgq.ring r ORDER BY r.seq DESC LIMIT 1;
-    IF NOT FOUND OR token <> ALL (v_live) THEN
-        PERFORM pgq._write_ring(v_live || token);
+    -- Opened by a transaction that was rolled back since, or restored from a dump that saw the epoch too late.
+    INSERT INTO pgq.segment AS s (slot, generation, state, sealed_at)
+    SELECT n, token >> 4, 'sealed', pgq._now()
+    FROM generate_series(0, 15) n
+    WHERE n <> token & 15 AND pg_relation_size(format('pgq.job_%s', n)::regclass) > 0
+    ON CONFLICT ON CONSTRAINT segment_slot_pkey DO UPDATE
+    SET generation = excluded.generation, state = excluded.state, sealed_at = excluded.sealed_at
+    WHERE s.state = 'free';
+    SELECT pg_sequence_last_value('pgq.live') | bit_or(1::bigint << s.slot) INTO v_live
+    FROM pgq.segment s WHERE s.state IN ('open', 'sealed', 'closed');
+    IF v_live <> pg_sequence_last_value('pgq.live') THEN
+        PERFORM setval('pgq.live', v_live);
     END IF;
 END;
 $$;
-COMMENT ON FUNCTION pgq._open_segment(bigint) IS 'Brings pgq.segment and pgq.ring in line with the epoch';
+COMMENT ON FUNCTION pgq._open_segment(bigint) IS 'Brings pgq.segment in line with the epoch, and the mask of live segments with both';
 
 CREATE FUNCTION pgq._held(slot int) RETURNS boolean
     LANGUAGE sql VOLATILE
@@ -575,7 +554,6 @@ DECLARE
     v_token bigint;
     v_slot int;
     v_size bigint;
-    v_live bigint[];
     v_next int;
     v_segment pgq.segment;
     v_count bigint;
@@ -602,15 +580,10 @@ BEGIN
     v_slot := v_token & 15;
     PERFORM pgq._open_segment(v_token);
 
-    -- Seal. Only if the ring has the open segment on record for good: claims look at the open one and at those on record.
     v_size := pg_relation_size(format('pgq.job_%s', v_slot)::regclass);
     IF v_size > 0 AND (
             seal OR v_size >= 268435456
             OR (SELECT s.opened_at FROM pgq.segment s WHERE s.slot = v_slot) < pgq._now() - interval '5 minutes'
-        )
-        AND EXISTS (
-            SELECT FROM pgq.ring r
-            WHERE v_token = ANY (r.live) AND r.xid IS DISTINCT FROM pg_current_xact_id_if_assigned()
         )
     THEN
         SELECT n INTO v_next
@@ -657,9 +630,7 @@ BEGIN
             ELSIF v_count = 0 THEN
                 UPDATE pgq.segment s SET state = 'claimed', claimed_at = pgq._now() WHERE s.slot = v_segment.slot
                 RETURNING s.* INTO v_segment;
-                SELECT r.live INTO v_live FROM pgq.ring r ORDER BY r.seq DESC LIMIT 1;
-                PERFORM pgq._write_ring(ARRAY(
-                    SELECT t FROM unnest(v_live) WITH ORDINALITY u (t, i) WHERE t & 15 <> v_segment.slot ORDER BY i));
+                PERFORM setval('pgq.live', pg_sequence_last_value('pgq.live') & ~(1::bigint << v_segment.slot));
             END IF;
         END IF;
 
@@ -692,7 +663,6 @@ BEGIN
     PERFORM pgq._archive_stragglers();
     IF pgq._due_again('tidy', '1 minute') THEN
         PERFORM pgq._archive_drop();
-        DELETE FROM pgq.ring r WHERE r.seq < (SELECT max(n.seq) FROM pgq.ring n) - 100;
         DELETE FROM pgq.line l USING pgq.line d
         WHERE d.queue_id = l.queue_id AND d.lane = l.lane AND d.ctid < l.ctid;
     END IF;

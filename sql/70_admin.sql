@@ -54,9 +54,6 @@ BEGIN
             HINT = 'Use pgq.alter_queue to change it, or if_not_exists => true to leave it as it is.';
     END IF;
     PERFORM pgq._add_line(pgq._lane(v_id, 0, 1));
-    IF NOT EXISTS (SELECT FROM pgq.ring) THEN
-        PERFORM pgq._write_ring(ARRAY[pgq._open_token(pg_sequence_last_value('pgq.epoch'))]);
-    END IF;
 END;
 $$;
 COMMENT ON FUNCTION pgq.create_queue(text, interval, int, interval, interval, interval, int, boolean, boolean) IS
@@ -124,11 +121,12 @@ END;
 $$;
 COMMENT ON FUNCTION pgq.resume(text) IS 'Ends pgq.pause. Raises PQ002';
 
+-- Waits for those who are claiming, so that nothing is left.
 CREATE FUNCTION pgq._clear_queue(queue pgq.queue) RETURNS bigint
-    LANGUAGE plpgsql
+    LANGUAGE plpgsql SET lock_timeout = '5s'
 AS $$
 DECLARE
-    v_token bigint;
+    v_live bigint := pg_sequence_last_value('pgq.live');
     v_lane bigint;
     v_count bigint;
     v_total bigint := 0;
@@ -137,10 +135,13 @@ BEGIN
         SELECT DISTINCT (l.lane & ~255::bigint) | s
         FROM pgq.line l CROSS JOIN generate_series(0, queue.lanes) s
         WHERE l.queue_id = queue.id
+        ORDER BY 1
     LOOP
-        FOREACH v_token IN ARRAY (pgq._live()).tokens LOOP
+        PERFORM pg_advisory_xact_lock(pgq._lane_key(v_lane));
+        FOR v_slot IN 0..15 LOOP
+            CONTINUE WHEN (v_live >> v_slot) & 1 = 0;
             LOOP
-                v_count := pgq._clear_lane((v_token & 15)::int, v_lane, 10000, 'cancelled');
+                v_count := pgq._clear_lane(v_slot, v_lane, 10000, 'cancelled');
                 v_total := v_total + v_count;
                 EXIT WHEN v_count < 10000;
             END LOOP;
@@ -163,7 +164,7 @@ END;
 $$;
 COMMENT ON FUNCTION pgq.purge(text) IS
     'Cancels every waiting, scheduled and retrying job of a queue and returns how many; running ones and dead letters stay. '
-    'Raises PQ002, PQ003';
+    'Raises PQ002, PQ003, 55P03 if a claiming transaction does not end within five seconds';
 
 -- Running attempts of a queue, wherever they are.
 CREATE FUNCTION pgq._running_0(queue_id int) RETURNS SETOF pgq.settled
@@ -192,9 +193,16 @@ DECLARE
     v_leases bigint[];
 BEGIN
     PERFORM pgq._read_committed();
-    -- Producers of this queue that have begun end first, in whatever segment; others wait, and find the queue gone.
+    -- Producers of this queue that have begun end first, in whatever segment; others wait, and find the queue gone. So
+    -- do claimers.
     PERFORM pg_advisory_xact_lock(pgq._segment_key(s, queue)) FROM generate_series(0, 15) s;
-    SELECT coalesce(sum(s.ready + s.running + s.scheduled + s.retrying + s.dead), 0) INTO v_count
+    PERFORM pg_advisory_xact_lock(pgq._lane_key((l.lane & ~255::bigint) | s))
+    FROM (SELECT DISTINCT l.lane FROM pgq.line l WHERE l.queue_id = v_queue.id) l
+    CROSS JOIN generate_series(0, v_queue.lanes) s;
+    SELECT coalesce(sum(s.ready + s.scheduled + s.retrying + s.dead), 0)
+        + (SELECT count(*) FROM generate_series(0, 15) n, pgq._running(n, v_queue.id))
+        + (SELECT count(*) FROM pgq.straggler t WHERE t.lane >> 16 = v_queue.id AND t.kind IS NULL)
+    INTO v_count
     FROM pgq.stats() s WHERE s.queue = drop_queue.queue;
     IF v_count > 0 AND force IS NOT TRUE THEN
         RAISE EXCEPTION USING

@@ -286,7 +286,7 @@ BEGIN
     JOIN pg_stat_activity a ON a.pid = l.pid
     LEFT JOIN pgq.queue q ON q.id = (l.key - pgq._lane_key(0)) >> 16
     WHERE l.key > pgq._lane_key(0) AND l.key < pgq._watch_key(0) AND l.pid <> pg_backend_pid()
-        AND coalesce(a.xact_start < clock_timestamp() - interval '5 seconds', true)
+        AND coalesce(a.xact_start < pgq._now() - interval '5 seconds', true)
     GROUP BY l.pid, q.name;
 
     -- Segments that cannot go on, and who is in the way.

@@ -10,6 +10,7 @@ CREATE FUNCTION pgq._grant(role regrole, functions regproc[]) RETURNS void
     LANGUAGE plpgsql
 AS $$
 BEGIN
+    PERFORM pgq._require('role', role IS NOT NULL OR NULL, 'the name of a role');
     EXECUTE format('GRANT USAGE ON SCHEMA pgq TO %s', role);
     EXECUTE (
         SELECT string_agg(format('GRANT EXECUTE ON FUNCTION %s TO %s', f::regprocedure, role), '; ')

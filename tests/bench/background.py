@@ -132,9 +132,9 @@ class Listener:
     def __call__(self, stopping: threading.Event) -> None:
         with self.database.connect() as db:
             db.execute(f'LISTEN "{self.channel}"'.encode())
+            if self.watch:
+                db.execute("SELECT pgq.watch(%s)", [[self.queue]])
             while not stopping.is_set():
-                if self.watch:
-                    db.execute("SELECT pgq.watch(%s)", [[self.queue]])
                 self.notified += len(list(db.notifies(timeout=1)))
 
 
@@ -154,7 +154,6 @@ class Worker:
     on_job: Callable[[Any], None] | None = None
     jobs: int = 0
     sleeps: int = 0
-    ready: threading.Event = field(default_factory=threading.Event)
 
     def __call__(self, stopping: threading.Event) -> None:
         with self.database.connect() as claims, self.database.connect() as acks:
@@ -166,12 +165,12 @@ class Worker:
                     continue
                 if self.listen:
                     claims.execute("SELECT pgq.watch(%s)", [[self.queue]])
-                    if self._work(claims, acks):
-                        claims.execute("SELECT pgq.unwatch(%s)", [[self.queue]])
-                        continue
-                self.sleeps += 1
-                self.ready.set()
-                self._sleep(claims, stopping)
+                    worked = self._work(claims, acks)
+                    if not worked:
+                        self._sleep(claims, stopping)
+                    claims.execute("SELECT pgq.unwatch(%s)", [[self.queue]])
+                else:
+                    self._sleep(claims, stopping)
 
     def _work(self, claims: psycopg.Connection[Any], acks: psycopg.Connection[Any]) -> bool:
         jobs = claims.execute("SELECT id, lease, payload FROM pgq.claim(%s, %s)", [self.queue, self.batch]).fetchall()
@@ -185,6 +184,7 @@ class Worker:
         return True
 
     def _sleep(self, claims: psycopg.Connection[Any], stopping: threading.Event) -> None:
+        self.sleeps += 1
         if not self.listen:
             stopping.wait(self.poll)
             return

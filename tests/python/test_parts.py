@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from datetime import datetime, timezone
 from typing import Any
 
@@ -14,6 +15,7 @@ from pgqueue import App, Client, Job
 from pgqueue._calls import HeldJob, JsonText
 from pgqueue.worker.leases import Leases
 from pgqueue.worker.link import Link, is_transient
+from pgqueue.worker.listen import Listener
 from pgqueue.worker.run import arguments, describe, unknown
 from pgqueue.worker.settle import Settler
 from pgqueue.worker.slots import Item, Slots
@@ -216,6 +218,31 @@ def test_a_link_comes_back(dsn: str, db: psycopg.Connection[Any]) -> None:
         assert await link.insist(version(), asyncio.sleep) == "0.1.0"
         assert not link.failing
         await link.close()
+
+    asyncio.run(main())
+
+
+def test_a_notification_in_the_same_packet_as_an_answer_is_not_lost(
+    dsn: str, client: Client, db: psycopg.Connection[Any]
+) -> None:
+    answered = (
+        "SELECT FROM pg_stat_activity WHERE application_name = 'pgq-worker/listen' AND state = 'idle' AND query ~ %s"
+    )
+
+    async def main() -> None:
+        notified = asyncio.Event()
+        listener = Listener(dsn, ["q"], lambda queue: notified.set())
+        await listener.watch()
+        call = asyncio.create_task(listener.unwatch())
+        await asyncio.sleep(0)
+        # From here on the event loop reads nothing until both have arrived.
+        eventually(lambda: db.execute(answered, ["pgq.unwatch"]).fetchall())
+        db.execute("NOTIFY pgq, 'q'")
+        arrives_at = time.monotonic() + 0.05
+        eventually(lambda: time.monotonic() > arrives_at)
+        await call
+        await asyncio.wait_for(notified.wait(), 5)
+        await listener.close()
 
     asyncio.run(main())
 

@@ -402,6 +402,49 @@ def test_after_the_grace_time_running_jobs_are_released(
     assert (claimed.id, claimed.attempt) == (job, 1)
 
 
+def test_it_needs_no_rights_but_those_of_a_consumer(
+    app: App, client: Client, running: Running, until: Until, db: psycopg.Connection[Any]
+) -> None:
+    db.execute("DROP ROLE IF EXISTS only_consumer; CREATE ROLE only_consumer LOGIN")
+    try:
+        client.grant_consumer("only_consumer")
+        app.dsn = psycopg.conninfo.make_conninfo(app.dsn, user="only_consumer")
+        gate = threading.Event()
+        job = client.enqueue("q", {}, task="note")
+        failing = client.enqueue("q", {}, task="fail", max_attempts=1)
+        app.task("note", queue="q")(lambda: gate.wait(5))
+        app.task("fail", queue="q")(lambda: 1 / 0)
+        with running(lease=0.3):
+            until(failing, "dead")
+            held = (
+                "SELECT FROM pg_stat_activity WHERE application_name = 'pgq-worker/heartbeat' AND query ~ 'extend_many'"
+            )
+            eventually(lambda: db.execute(held).fetchall())
+            gate.set()
+            until(job, "done")
+            assert status(client, job).attempt == 1
+    finally:
+        db.execute("DROP OWNED BY only_consumer; DROP ROLE only_consumer")
+
+
+def test_a_busy_worker_no_longer_asks_to_be_notified(
+    app: App, client: Client, running: Running, db: psycopg.Connection[Any]
+) -> None:
+    gate = threading.Event()
+    app.task("wait", queue="q")(lambda: gate.wait(20))
+    watching = """
+        SELECT FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE a.application_name = 'pgq-worker/listen'
+        AND a.datname = current_database() AND l.locktype = 'advisory' AND l.granted
+    """
+    with running(concurrency=1, poll=0.05):
+        eventually(lambda: db.execute(watching).fetchall(), "it watches")
+        time.sleep(0.2)  # several times over
+        app.tasks["wait"].enqueue()
+        eventually(lambda: not db.execute(watching).fetchall(), "it watches no more")
+        gate.set()
+        eventually(lambda: db.execute(watching).fetchall(), "it watches again")
+
+
 def test_an_unknown_queue_stops_it_at_once(app: App, client: Client) -> None:
     with pytest.raises(QueueNotFound):
         asyncio.run(Worker(app, ["nowhere"]).run())

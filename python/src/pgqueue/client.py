@@ -9,17 +9,19 @@ import threading
 from collections.abc import Awaitable, Callable
 from functools import wraps
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import psycopg
 from psycopg.rows import tuple_row
-from typing_extensions import Self
 
 from pgqueue import _calls
 from pgqueue._calls import Call, ClaimedJob, Finding, JobState, QueueStat
 from pgqueue.errors import translated
 
 __all__ = ["AsyncClient", "ClaimedJob", "Client", "Finding", "JobState", "QueueStat"]
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 P = ParamSpec("P")
 T = TypeVar("T")

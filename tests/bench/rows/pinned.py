@@ -76,6 +76,14 @@ def pinned(bench: Bench) -> Iterator[Row]:
         ratio=pgq.last / conventional.last,
     )
     yield Row(
+        name=f"  CPU per job, last {edge} s",
+        unit="µs",
+        pgq=pgq.cpu_us[1],
+        against="conventional",
+        other=conventional.cpu_us[1],
+        ratio=pgq.cpu_us[1] / conventional.cpu_us[1],
+    )
+    yield Row(
         name=f"  dead tuples after {pgq.jobs:,} and {conventional.jobs:,} jobs",
         unit="tuples",
         pgq=pgq.dead_total,

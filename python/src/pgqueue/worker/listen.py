@@ -54,6 +54,8 @@ class Listener:
             In how many seconds the next scheduled job is due; None if none is known.
         """
         due = await self._call(_calls.watch(self._queues))
+        if self.watching:  # each watch wants an unwatch of its own; in this order there is no gap
+            await self._call(_calls.unwatch(self._queues))
         self.watching = self._reading is not None
         return due
 
@@ -88,6 +90,8 @@ class Listener:
         if connection is not None:
             self._reading = connection.fileno()
             asyncio.get_running_loop().add_reader(self._reading, self._read)
+            # What came in the same packet as the answer has been read already, and nobody would wake us for it.
+            self._read()
 
     def _stop_reading(self) -> None:
         if self._reading is not None:

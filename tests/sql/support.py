@@ -1,0 +1,175 @@
+"""What the tests of the SQL functions share."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.rows import class_row
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+Connect = Callable[..., Connection]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A row of pgq.claim."""
+
+    id: int
+    lease: int
+    queue: str
+    task: str | None
+    payload: Any
+    attempt: int
+    max_attempts: int
+    priority: int
+    enqueued_at: datetime
+    expires_at: datetime
+    headers: Any
+
+
+@dataclass(frozen=True)
+class State:
+    """A row of pgq.job_status."""
+
+    id: int
+    queue: str
+    task: str | None
+    state: str
+    attempt: int
+    enqueued_at: datetime
+    run_at: datetime | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    result: Any
+    error: str | None
+
+
+def column(db: Connection, query: str, *values: Any) -> list[Any]:
+    """The first column of what a query returns."""
+    return [row[0] for row in db.execute(query, values)]
+
+
+def one(db: Connection, query: str, *values: Any) -> Any:
+    """The only value that a query returns."""
+    (value,) = column(db, query, *values)
+    return value
+
+
+def call(db: Connection, function: str, *positional: Any, **named: Any) -> Any:
+    """Call a function of pgq that returns one value. dict and None are sent as JSON and NULL."""
+    arguments = ["%s"] * len(positional) + [f"{name} => %s" for name in named]
+    return one(db, f"SELECT pgq.{function}({', '.join(arguments)})", *map(_adapt, [*positional, *named.values()]))
+
+
+def rows(db: Connection, function: str, *positional: Any, **named: Any) -> list[Any]:
+    """Call a function of pgq that returns a set of single values."""
+    arguments = ["%s"] * len(positional) + [f"{name} => %s" for name in named]
+    return column(db, f"SELECT pgq.{function}({', '.join(arguments)})", *map(_adapt, [*positional, *named.values()]))
+
+
+def _adapt(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, dict) else value
+
+
+def create(db: Connection, queue: str = "q", **settings: Any) -> None:
+    call(db, "create_queue", queue, **settings)
+
+
+def enqueue(db: Connection, count: int = 1, queue: str = "q", **named: Any) -> list[int]:
+    """Enqueue jobs whose payloads are 1, 2, 3 …"""
+    return rows(db, "enqueue_many", queue, [str(n + 1) for n in range(count)], **named)
+
+
+def claim(db: Connection, batch: int = 1, queue: str = "q", **named: Any) -> list[Job]:
+    names = "".join(f", {name} => %s" for name in named)
+    with db.cursor(row_factory=class_row(Job)) as cursor:
+        return cursor.execute(f"SELECT * FROM pgq.claim(%s, %s{names})", [queue, batch, *named.values()]).fetchall()
+
+
+def claim_one(db: Connection, queue: str = "q", **named: Any) -> Job:
+    (job,) = claim(db, 1, queue, **named)
+    return job
+
+
+def ids(jobs: list[Job]) -> list[int]:
+    return [job.id for job in jobs]
+
+
+def leases(jobs: list[Job]) -> list[int]:
+    return [job.lease for job in jobs]
+
+
+def ack(db: Connection, jobs: list[Job]) -> list[int]:
+    return rows(db, "ack_many", ids(jobs), leases(jobs))
+
+
+def status(db: Connection, id: int) -> State:
+    with db.cursor(row_factory=class_row(State)) as cursor:
+        (state,) = cursor.execute("SELECT * FROM pgq.job_status(%s)", [id]).fetchall()
+        return state
+
+
+def stats(db: Connection, queue: str = "q") -> dict[str, int]:
+    """The numbers of a queue that are not zero."""
+    cursor = db.execute("SELECT ready, running, scheduled, retrying, dead FROM pgq.stats() WHERE queue = %s", [queue])
+    (row,) = cursor.fetchall()
+    return {name: n for name, n in zip(["ready", "running", "scheduled", "retrying", "dead"], row, strict=True) if n}
+
+
+def rotate(db: Connection, turns: int = 1) -> None:
+    """Seal the open segment if it holds anything, and take the older ones some steps further."""
+    for _ in range(turns):
+        call(db, "rotate", seal=True)
+
+
+def retire_all(db: Connection) -> None:
+    """Turn the ring until every segment but the open one is empty again."""
+    for _ in range(100):
+        rotate(db)
+        if not column(db, "SELECT slot FROM pgq.segment WHERE state NOT IN ('free', 'open')"):
+            return
+    raise AssertionError(db.execute("TABLE pgq.segment").fetchall())
+
+
+@contextmanager
+def refused(sqlstate: str) -> Iterator[pytest.ExceptionInfo[psycopg.Error]]:
+    """Expect an error with this SQLSTATE, and with a hint if it is one of ours."""
+    with pytest.raises(psycopg.Error) as caught:
+        yield caught
+    error = caught.value
+    assert error.sqlstate == sqlstate, f"{error.sqlstate}: {error}"
+    if sqlstate.startswith("PQ") or sqlstate in ("22023", "22004", "42710", "0A000"):
+        assert error.diag.message_hint, f"no hint: {error}"
+
+
+def in_background(function: Callable[..., Any], *arguments: Any, **named: Any) -> Future[Any]:
+    """Run a call in a thread of its own. Its result waits at most 20 seconds."""
+    executor = ThreadPoolExecutor(1)
+    future = executor.submit(function, *arguments, **named)
+    executor.shutdown(wait=False)
+    return future
+
+
+def eventually(condition: Callable[[], object], what: str = "it", timeout: float = 20) -> None:
+    """Wait until a condition is true."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout} seconds: {what}"
+        time.sleep(0.002)
+
+
+def until_blocked(db: Connection, other: Connection) -> None:
+    """Wait until the other session waits for a lock."""
+    pid = other.info.backend_pid
+    eventually(
+        lambda: one(db, "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = %s", pid), "the lock wait"
+    )

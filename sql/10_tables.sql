@@ -31,7 +31,7 @@ COMMENT ON SEQUENCE pgq.system_identifier IS 'The cluster that the other segment
 
 SELECT setval('pgq.epoch', 0), setval('pgq.live', 1), setval('pgq.restored', 0),
     setval('pgq.system_identifier', c.system_identifier)
-FROM pg_control_system() c;
+FROM pg_control_system() AS c;
 
 -- Queues --------------------------------------------------------------------------------------------------------------
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import threading
@@ -13,6 +12,7 @@ import psycopg
 from pgqueue import App, Job
 
 app = App(os.environ.get("HANDLERS_DSN"))
+REPORT = "INSERT INTO started VALUES (%s, %s, %s)"
 _local = threading.local()
 
 
@@ -20,7 +20,7 @@ def _report(job: Job) -> psycopg.Connection[Any]:
     connection = getattr(_local, "connection", None)
     if connection is None or connection.closed:
         connection = _local.connection = psycopg.connect(app.dsn, autocommit=True)
-    connection.execute("INSERT INTO started VALUES (%s, %s, %s)", [job.id, job.attempt, os.getpid()])
+    connection.execute(REPORT, [job.id, job.attempt, os.getpid()])
     return connection
 
 
@@ -44,7 +44,9 @@ def wait(job: Job, gate: int) -> str:
 @app.task("wait_async", queue="q")
 async def wait_async(job: Job, gate: int) -> str:
     """Report and wait until nobody holds the gate, without blocking the event loop."""
-    await asyncio.to_thread(_pass, _report(job), gate)
+    async with await psycopg.AsyncConnection.connect(app.dsn, autocommit=True) as connection:
+        await connection.execute(REPORT, [job.id, job.attempt, os.getpid()])
+        await connection.execute("SELECT pg_advisory_lock_shared(%s)", [gate])
     return "passed"
 
 

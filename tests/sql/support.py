@@ -173,3 +173,51 @@ def until_blocked(db: Connection, other: Connection) -> None:
     eventually(
         lambda: one(db, "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = %s", pid), "the lock wait"
     )
+
+
+# What may happen to the segment of a claimed job before the job is settled ---------------------------------------------
+
+Passage = Callable[[Connection, Any], None]
+
+
+def _at_once(db: Connection, clock: Any) -> None:
+    """Nothing: the segment is still open."""
+
+
+def _sealed(db: Connection, clock: Any) -> None:
+    rotate(db, 3)
+    assert one(db, "SELECT count(*) FROM pgq.segment WHERE state = 'claimed'") > 0
+
+
+def _moved(db: Connection, clock: Any) -> None:
+    """The jobs became stragglers; their segment is archived, but not empty yet."""
+    _sealed(db, clock)
+    clock.advance(31)
+    rotate(db)
+    assert one(db, "SELECT count(*) FROM pgq.straggler") > 0
+
+
+def _retired(db: Connection, clock: Any) -> None:
+    """The jobs are stragglers, and their segment is gone."""
+    _moved(db, clock)
+    retire_all(db)
+
+
+PASSAGES: dict[str, Passage] = {"at once": _at_once, "sealed": _sealed, "moved": _moved, "retired": _retired}
+across = pytest.mark.parametrize("passage", PASSAGES.values(), ids=PASSAGES)
+
+
+def fingerprint(db: Connection) -> dict[str, str]:
+    """All that pgq holds about jobs, to see that nothing has changed."""
+    query = "SELECT string_agg(t::text, ' ' ORDER BY t::text) FROM pgq.{} t"
+    tables = ["job", "lease", "outcome", "scheduled", "dead", "straggler", "archive"]
+    return {table: one(db, query.format(table)) for table in tables}
+
+
+def endings(db: Connection, job: Job) -> list[str]:
+    """How an attempt ended, according to all tables: more than one entry is a bug."""
+    query = """
+        SELECT kind FROM pgq.outcome WHERE job_id = %(id)s AND lease_id = %(lease)s AND kind <> 'moved'
+        UNION ALL SELECT kind FROM pgq.straggler WHERE id = %(id)s AND lease = %(lease)s AND kind IS NOT NULL
+    """
+    return [str(kind) for (kind,) in db.execute(query, {"id": job.id, "lease": job.lease})]

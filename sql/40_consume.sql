@@ -77,7 +77,10 @@ DECLARE
     v_late_xid xid8;
     v_late_id bigint;
     v_between xid8[];
+    v_low xid8[];
     v_starts bigint[];
+    v_high xid8[];
+    v_ends bigint[];
     v_ids bigint[];
     v_xids xid8[];
     v_attempts smallint[];
@@ -133,16 +136,15 @@ BEGIN
             END IF;
 
             -- The gaps are walked in their order, so the rows come in theirs: a nested loop cannot do otherwise.
+            v_low := v_late || v_xid || v_between;
+            v_high := v_late || v_between || horizon;
+            v_ends := array_fill(v_end, ARRAY[cardinality(v_late)])
+                || array_fill(0::bigint, ARRAY[cardinality(v_between) + 1]);
             SELECT array_agg(p.id), array_agg(p.xid), array_agg(p.attempt), max(p.gap), count(*)
             INTO v_ids, v_xids, v_attempts, v_gap, v_count
             FROM (
                 SELECT j.id, j.xid, j.attempt, g.gap
-                FROM unnest(
-                    v_late || v_xid || v_between,
-                    v_starts,
-                    v_late || v_between || horizon,
-                    array_fill(v_end, ARRAY[cardinality(v_late)]) || array_fill(0::bigint, ARRAY[cardinality(v_between) + 1])
-                ) WITH ORDINALITY AS g (low_xid, low_id, high_xid, high_id, gap)
+                FROM unnest(v_low, v_starts, v_high, v_ends) WITH ORDINALITY AS g (low_xid, low_id, high_xid, high_id, gap)
                 CROSS JOIN LATERAL (
                     SELECT j.id, j.xid, j.attempt FROM pgq.job_0 j
                     WHERE j.lane = v_lane
@@ -172,11 +174,19 @@ BEGIN
                 v_ids, CASE WHEN 1 < ANY (v_attempts) THEN v_attempts END, nullif(v_open, v_none))
             RETURNING id INTO v_lease;
 
+            -- The same rows once more: what lies in the gaps has ended and does not change.
             RETURN QUERY
             SELECT j.id, v_lease, named, j.task, j.payload, j.attempt::int, coalesce(j.max_attempts::int, tries),
                 pgq._priority(v_lane), j.enqueued_at, expiry, j.headers
-            FROM unnest(v_ids, v_xids) u (id, xid)
-            JOIN pgq.job_0 j ON j.lane = v_lane AND j.xid = u.xid AND j.id = u.id;
+            FROM unnest(v_low, v_starts, v_high, v_ends) AS g (low_xid, low_id, high_xid, high_id)
+            CROSS JOIN LATERAL (
+                SELECT * FROM pgq.job_0 j
+                WHERE j.lane = v_lane
+                    AND (j.xid, j.id) > (g.low_xid, g.low_id) AND (j.xid, j.id) <= (g.high_xid, g.high_id)
+                ORDER BY j.xid, j.id
+                LIMIT n
+            ) j
+            LIMIT n;
             n := n - v_count;
             IF n = 0 THEN
                 RETURN;
@@ -391,22 +401,40 @@ COMMENT ON TYPE pgq.settled IS 'An attempt whose outcome was written just now';
 COMMENT ON COLUMN pgq.settled.id IS 'Job id';
 COMMENT ON COLUMN pgq.settled.lease IS 'The lease that held it';
 
+-- Almost always nobody else has settled any of them, and a plain INSERT costs half of one with ON CONFLICT.
 CREATE FUNCTION pgq._settle_many_0(
     ids bigint[], leases bigint[], kinds pgq.outcome_kind[], results jsonb[], errors text[]
 ) RETURNS SETOF pgq.settled
     LANGUAGE plpgsql
 AS $$
+DECLARE
+    v_ids bigint[];
+    v_leases bigint[];
 BEGIN
-    RETURN QUERY
-    INSERT INTO pgq.outcome_0 AS o (job_id, lease_id, at, kind, result, error)
-    SELECT u.id, u.lease, pgq._now(), coalesce(u.kind, kinds[1]), u.result, u.error
-    FROM unnest(ids, leases, kinds, results, errors) u (id, lease, kind, result, error)
-    JOIN (
-        SELECT l.id AS lease, unnest(l.job_ids) AS id FROM pgq.lease_0 l
-        WHERE l.id IN (SELECT unnest(leases)) AND l.lane IS NOT NULL
-    ) held ON held.id = u.id AND held.lease = u.lease
-    ON CONFLICT DO NOTHING
-    RETURNING o.job_id, o.lease_id;
+    BEGIN
+        WITH ended AS (
+            INSERT INTO pgq.outcome_0 AS o (job_id, lease_id, at, kind, result, error)
+            SELECT u.id, u.lease, pgq._now(), coalesce(u.kind, kinds[1]), u.result, u.error
+            FROM unnest(ids, leases, kinds, results, errors) u (id, lease, kind, result, error)
+            JOIN (
+                SELECT l.id AS lease, unnest(l.job_ids) AS id FROM pgq.lease_0 l
+                WHERE l.id IN (SELECT unnest(leases)) AND l.lane IS NOT NULL
+            ) held ON held.id = u.id AND held.lease = u.lease
+            RETURNING o.job_id, o.lease_id
+        )
+        SELECT array_agg(e.job_id), array_agg(e.lease_id) INTO v_ids, v_leases FROM ended e;
+    EXCEPTION WHEN unique_violation THEN
+        WITH ended AS (
+            INSERT INTO pgq.outcome_0 AS o (job_id, lease_id, at, kind, result, error)
+            SELECT u.id, u.lease, pgq._now(), coalesce(u.kind, kinds[1]), u.result, u.error
+            FROM unnest(ids, leases, kinds, results, errors) u (id, lease, kind, result, error)
+            JOIN pgq.lease_0 l ON l.id = u.lease AND l.lane IS NOT NULL AND u.id = ANY (l.job_ids)
+            ON CONFLICT DO NOTHING
+            RETURNING o.job_id, o.lease_id
+        )
+        SELECT array_agg(e.job_id), array_agg(e.lease_id) INTO v_ids, v_leases FROM ended e;
+    END;
+    RETURN QUERY SELECT * FROM unnest(v_ids, v_leases);
 END;
 $$;
 COMMENT ON FUNCTION pgq._settle_many_0(bigint[], bigint[], pgq.outcome_kind[], jsonb[], text[]) IS

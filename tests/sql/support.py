@@ -175,7 +175,7 @@ def until_blocked(db: Connection, other: Connection) -> None:
     )
 
 
-# What may happen to the segment of a claimed job before the job is settled ---------------------------------------------
+# What may happen to the segment of a claimed job before the job is settled --------------------------------------------
 
 Passage = Callable[[Connection, Any], None]
 

@@ -719,7 +719,10 @@ AS $$
 BEGIN
     RETURN QUERY
     INSERT INTO pgq.lease_0 AS e (id, expires_at)
-    SELECT l.id, pgq._now() + coalesce(lease_for, q.lease)
+    SELECT l.id, greatest(
+        pgq._now() + coalesce(lease_for, q.lease),
+        (SELECT max(x.expires_at) FROM pgq.lease_0 x WHERE x.id = l.id)
+    )
     FROM pgq.lease_0 l
     JOIN pgq.queue q ON q.id = l.lane >> 16
     WHERE l.id IN (SELECT unnest(leases))
@@ -753,7 +756,7 @@ BEGIN
     END LOOP;
     RETURN QUERY
     WITH extended AS (
-        UPDATE pgq.straggler s SET expires_at = pgq._now() + coalesce(lease_for, q.lease)
+        UPDATE pgq.straggler s SET expires_at = greatest(s.expires_at, pgq._now() + coalesce(lease_for, q.lease))
         FROM pgq.queue q
         WHERE s.lease = ANY (leases) AND s.kind IS NULL AND q.id = s.lane >> 16
         RETURNING s.lease, s.expires_at
@@ -762,7 +765,8 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION pgq.extend_many(bigint[], interval) IS
-    'Extends leases to lease_for from now, or as long as their queues say. Returns those that are still held';
+    'Extends leases to lease_for from now, or as long as their queues say; never shortens one. Returns those that are '
+    'still held, with their new expiry';
 
 CREATE FUNCTION pgq.extend(lease bigint, lease_for interval DEFAULT NULL) RETURNS timestamptz
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -783,4 +787,5 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION pgq.extend(bigint, interval) IS
-    'Extends a lease to lease_for from now, or as long as the queue says; returns the new expiry. Raises PQ001 if it is lost';
+    'Extends a lease to lease_for from now, or as long as the queue says, and never shortens it; returns when it ends. '
+    'Raises PQ001 if it is lost';

@@ -216,8 +216,10 @@ def fingerprint(db: Connection) -> dict[str, str]:
 
 def endings(db: Connection, job: Job) -> list[str]:
     """How an attempt ended, according to all tables: more than one entry is a bug."""
-    query = """
-        SELECT kind FROM pgq.outcome WHERE job_id = %(id)s AND lease_id = %(lease)s AND kind <> 'moved'
-        UNION ALL SELECT kind FROM pgq.straggler WHERE id = %(id)s AND lease = %(lease)s AND kind IS NOT NULL
+    live = """
+        SELECT kind FROM pgq.outcome WHERE job_id = %s AND lease_id = %s AND kind <> 'moved'
+        UNION ALL SELECT kind FROM pgq.straggler WHERE id = %s AND lease = %s AND kind IS NOT NULL
     """
-    return [str(kind) for (kind,) in db.execute(query, {"id": job.id, "lease": job.lease})]
+    archived = "SELECT kind FROM pgq.archive WHERE id = %s AND lease = %s"
+    past = column(db, archived, job.id, job.lease)
+    return max(column(db, live, *[job.id, job.lease] * 2), past, key=len)

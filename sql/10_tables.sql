@@ -18,7 +18,7 @@ COMMENT ON SEQUENCE pgq.lease_id IS 'Lease numbers. A lease id is 16 times this 
 -- sequence is outside of snapshots, leaves no dead rows, and pg_sequence_last_value() reads it in a microsecond.
 CREATE SEQUENCE pgq.epoch MINVALUE 0;
 COMMENT ON SEQUENCE pgq.epoch IS
-    'Which segment is open: generation << 36 | server start in seconds << 4 | slot';
+    'Which segment is open: generation << 36 | server start (pgq._boot) << 4 | slot';
 
 CREATE SEQUENCE pgq.live MINVALUE 0;
 COMMENT ON SEQUENCE pgq.live IS 'Bit mask of the segments that may have jobs to claim. A bit too many does no harm';

@@ -114,8 +114,9 @@ COMMENT ON FUNCTION pgq._read_committed() IS 'Raises PQ003 unless each statement
 
 CREATE FUNCTION pgq._boot() RETURNS bigint
     LANGUAGE sql STABLE PARALLEL SAFE
-AS $$ SELECT date_part('epoch', pg_postmaster_start_time())::bigint & 4294967295 $$;
-COMMENT ON FUNCTION pgq._boot() IS 'When this server started, in seconds. It tells a restored database from the original';
+AS $$ SELECT (date_part('epoch', pg_postmaster_start_time()) * 1000000)::bigint & 4294967295 $$;
+COMMENT ON FUNCTION pgq._boot() IS
+    'When this server started, the lowest 32 bits in microseconds. It tells a restored database from the original';
 
 CREATE FUNCTION pgq._open_token(epoch bigint) RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -141,6 +142,7 @@ DECLARE
     v_epoch bigint := pg_sequence_last_value('pgq.epoch');
     v_here bigint := (SELECT c.system_identifier FROM pg_control_system() c);
     v_filled bigint := 0;
+    v_slot int;
     v_free int;
     v_newest xid8;
     v_future boolean := false;
@@ -148,7 +150,8 @@ BEGIN
     IF (v_epoch >> 4) & 4294967295 = pgq._boot() THEN
         RETURN v_epoch;
     END IF;
-    FOR v_slot IN REVERSE 15..0 LOOP
+    FOR v_turn IN REVERSE 16..1 LOOP  -- so that the free one next in the ring is the last one found
+        v_slot := (v_epoch + v_turn) & 15;
         IF pg_relation_size(format('pgq.job_%s', v_slot)::regclass) = 0 THEN
             v_free := v_slot;
             CONTINUE;

@@ -180,7 +180,10 @@ BEGIN
 
     SELECT array_agg(s.id), array_agg(s.lease) INTO v_ids, v_leases
     FROM (
-        SELECT s.id, s.lease FROM pgq.straggler s WHERE s.expires_at <= v_now AND s.kind IS NULL LIMIT v_batch
+        SELECT s.id, s.lease FROM pgq.straggler s
+        WHERE s.expires_at <= v_now AND s.kind IS NULL
+            AND coalesce(pgq._expiry((s.lease & 15)::int, s.lease) <= v_now, true)
+        LIMIT v_batch
         FOR UPDATE SKIP LOCKED
     ) s;
     IF v_ids IS NOT NULL THEN
@@ -198,7 +201,8 @@ COMMENT ON FUNCTION pgq.reap() IS
 
 -- Rotate --------------------------------------------------------------------------------------------------------------
 
--- A partition per day, or per month for what is kept longer than six weeks.
+-- A partition per day, or per month for what is kept longer than six weeks. Made apart and then attached: that goes along
+-- with readers, a dump for instance, while CREATE TABLE … PARTITION OF would wait for them and hold everybody up.
 CREATE FUNCTION pgq._archive_partition(at timestamptz) RETURNS void
     LANGUAGE plpgsql SET timezone = 'UTC'
 AS $$
@@ -206,6 +210,7 @@ DECLARE
     v_unit text := CASE WHEN date_trunc('month', at) < pgq._now() + '45 days' THEN 'day' ELSE 'month' END;
     v_from timestamptz := date_trunc(v_unit, at);
     v_to timestamptz := v_from + ('1 ' || v_unit)::interval;
+    v_name text := 'archive_' || to_char(v_from, 'YYYYMMDD') || '_' || to_char(v_to, 'YYYYMMDD');
 BEGIN
     IF EXISTS (
         SELECT FROM pg_class c
@@ -214,9 +219,9 @@ BEGIN
     ) THEN
         RETURN;
     END IF;
-    EXECUTE format(
-        'CREATE TABLE pgq.%I PARTITION OF pgq.archive FOR VALUES FROM (%L) TO (%L)',
-        'archive_' || to_char(v_from, 'YYYYMMDD') || '_' || to_char(v_to, 'YYYYMMDD'), v_from, v_to);
+    EXECUTE format('CREATE TABLE pgq.%I (LIKE pgq.archive INCLUDING COMMENTS)', v_name);
+    EXECUTE format('COMMENT ON TABLE pgq.%I IS %L', v_name, format('To be dropped after %s', v_to));
+    EXECUTE format('ALTER TABLE pgq.archive ATTACH PARTITION pgq.%I FOR VALUES FROM (%L) TO (%L)', v_name, v_from, v_to);
 END;
 $$;
 COMMENT ON FUNCTION pgq._archive_partition(timestamptz) IS 'Makes sure that the archive takes rows to be dropped then';
@@ -248,7 +253,7 @@ COMMENT ON FUNCTION pgq._archive_drop() IS 'Drops archive partitions whose time 
 -- Copies the next blocks of the outcomes of a drained segment, and all that belongs to them, to the archive. Nothing
 -- there changes any more, so it needs no lock. Returns whether the whole segment has been copied.
 CREATE FUNCTION pgq._archive_segment(slot int) RETURNS boolean
-    LANGUAGE plpgsql SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+    LANGUAGE plpgsql SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off SET lock_timeout = '50ms'
 AS $$
 DECLARE
     v_step CONSTANT bigint := 200;
@@ -289,9 +294,11 @@ BEGIN
     END IF;
     UPDATE pgq.segment s SET archived_blocks = v_from + v_step WHERE s.slot = _archive_segment.slot;
     RETURN v_from + v_step >= v_blocks;
+EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+    RETURN NULL;
 END;
 $$;
-COMMENT ON FUNCTION pgq._archive_segment(int) IS 'Archives a part of a drained segment; returns whether it was the last';
+COMMENT ON FUNCTION pgq._archive_segment(int) IS 'Archives a part of a drained segment; returns whether it was the last, null if the archive is locked';
 
 -- Empties a segment, unless somebody still reads its tables: a dump may do so for hours, and must not make claims queue
 -- up behind this lock.
@@ -310,6 +317,12 @@ BEGIN
     ) THEN
         RETURN false;
     END IF;
+    EXECUTE format(
+        'LOCK TABLE ONLY pgq.job_%1$s, ONLY pgq.lease_%1$s, ONLY pgq.outcome_%1$s IN ACCESS EXCLUSIVE MODE', slot);
+    -- A lease may have been extended here while its job was being moved.
+    UPDATE pgq.straggler s SET expires_at = pgq._expiry(_truncate_segment.slot, s.lease)
+    WHERE s.kind IS NULL AND s.lease & 15 = _truncate_segment.slot
+        AND s.expires_at < pgq._expiry(_truncate_segment.slot, s.lease);
     EXECUTE format('TRUNCATE ONLY pgq.job_%1$s, ONLY pgq.lease_%1$s, ONLY pgq.outcome_%1$s', slot);
     PERFORM setval('pgq.restored', pg_sequence_last_value('pgq.restored') & ~(1::bigint << slot));
     DELETE FROM pgq.segment_lane l WHERE l.slot = _truncate_segment.slot;
@@ -511,7 +524,7 @@ $$;
 COMMENT ON FUNCTION pgq._held(int) IS 'Whether a transaction that inserts into a segment is still going on';
 
 CREATE FUNCTION pgq._archive_stragglers() RETURNS void
-    LANGUAGE plpgsql
+    LANGUAGE plpgsql SET lock_timeout = '50ms'
 AS $$
 BEGIN
     PERFORM FROM pgq.straggler s WHERE s.kind IS NOT NULL LIMIT 1;
@@ -534,6 +547,8 @@ BEGIN
         pgq._priority(g.lane), q.name, g.worker, g.task, g.payload, g.headers, g.result, g.error
     FROM gone g JOIN pgq.queue q ON q.id = g.lane >> 16
     WHERE q.retention > '0' AND g.kind <> 'released';
+EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+    RETURN;
 END;
 $$;
 COMMENT ON FUNCTION pgq._archive_stragglers() IS 'Archives stragglers that have ended';
@@ -559,6 +574,9 @@ DECLARE
     v_count bigint;
     v_outcomes bigint;
     v_free int;
+    v_last boolean;
+    v_unclosed boolean := false;
+    v_ahead bigint[] := '{}';
 BEGIN
     PERFORM pgq._read_committed();
     IF NOT pg_try_advisory_xact_lock(pgq._task_key(1)) THEN
@@ -566,7 +584,11 @@ BEGIN
     END IF;
 
     -- Truncate first, and do nothing else then.
-    FOR v_segment IN SELECT * FROM pgq.segment s WHERE s.state = 'archived' ORDER BY s.slot LOOP
+    FOR v_segment IN
+        SELECT * FROM pgq.segment s
+        WHERE s.state = 'archived' AND s.slot <> pg_sequence_last_value('pgq.epoch') & 15
+        ORDER BY s.generation
+    LOOP
         IF pgq._truncate_segment(v_segment.slot) THEN
             RETURN jsonb_build_object('truncated', v_segment.slot, 'more', true);
         END IF;
@@ -589,6 +611,12 @@ BEGIN
         SELECT n INTO v_next
         FROM generate_series(0, 15) n LEFT JOIN pgq.segment s ON s.slot = n
         WHERE coalesce(s.state, 'free') = 'free'
+            -- Not one that this transaction has truncated: others would wait for it, and it may yet be rolled back.
+            AND NOT EXISTS (
+                SELECT FROM pg_locks l
+                WHERE l.pid = pg_backend_pid() AND l.locktype = 'relation' AND l.mode = 'AccessExclusiveLock'
+                    AND l.relation = format('pgq.job_%s', n)::regclass
+            )
         ORDER BY (n - v_slot + 16) % 16
         LIMIT 1;
         IF FOUND THEN
@@ -619,19 +647,26 @@ BEGIN
             WHERE l.slot = v_segment.slot
                 AND NOT EXISTS (SELECT FROM pgq._waiting(v_segment.slot) w WHERE w.lane = l.lane);
             SELECT coalesce(sum(w.jobs), 0) INTO v_count FROM pgq._waiting(v_segment.slot) w;
-            IF v_count > 0 AND v_segment.sealed_at < pgq._now() - interval '1 minute'
+            IF v_count > 0 AND v_segment.sealed_at < pgq._now() - interval '1 minute' AND NOT v_unclosed
                 AND (v_count <= 10000 OR v_count <= v_segment.jobs / 10)
             THEN
+                -- No line may overtake what an older segment has of it.
                 SELECT coalesce(sum(pgq._clear_lane(v_segment.slot, w.lane, 1000,
                     CASE WHEN q.id IS NULL THEN 'cancelled' ELSE 'carried' END::pgq.outcome_kind)), 0)
                 INTO v_count
-                FROM pgq._waiting(v_segment.slot) w LEFT JOIN pgq.queue q ON q.id = w.lane >> 16;
+                FROM pgq._waiting(v_segment.slot) w LEFT JOIN pgq.queue q ON q.id = w.lane >> 16
+                WHERE w.lane >> 8 <> ALL (v_ahead);
                 v_done := v_done || jsonb_build_object('carried', v_count, 'more', v_count > 0);
             ELSIF v_count = 0 THEN
                 UPDATE pgq.segment s SET state = 'claimed', claimed_at = pgq._now() WHERE s.slot = v_segment.slot
                 RETURNING s.* INTO v_segment;
                 PERFORM setval('pgq.live', pg_sequence_last_value('pgq.live') & ~(1::bigint << v_segment.slot));
             END IF;
+        END IF;
+
+        v_unclosed := v_unclosed OR v_segment.state = 'sealed';
+        IF v_segment.state = 'closed' THEN
+            v_ahead := v_ahead || ARRAY(SELECT DISTINCT w.lane >> 8 FROM pgq._waiting(v_segment.slot) w);
         END IF;
 
         IF v_segment.state = 'claimed'
@@ -653,10 +688,11 @@ BEGIN
         END IF;
 
         IF v_segment.state = 'drained' AND NOT v_done ? 'archived' THEN
-            IF pgq._archive_segment(v_segment.slot) THEN
+            v_last := pgq._archive_segment(v_segment.slot);
+            IF v_last THEN
                 UPDATE pgq.segment s SET state = 'archived' WHERE s.slot = v_segment.slot;
             END IF;
-            v_done := v_done || jsonb_build_object('archived', v_segment.slot, 'more', true);
+            v_done := v_done || jsonb_build_object('archived', v_segment.slot, 'more', v_last IS NOT NULL);
         END IF;
     END LOOP;
 

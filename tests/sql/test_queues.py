@@ -1,8 +1,7 @@
-"""The life of a queue: created, changed, paused, purged, dropped; what job_status, stats and the doctor say about it."""
+"""The life of a queue: created, changed, paused, purged, dropped; and what job_status, stats and the doctor say."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -119,12 +118,11 @@ def test_no_job_is_lost_when_shards_go_up_and_down(db: Connection, clock: Clock)
     clock.advance(61)
     call(db, "promote")
     assert stats(db) == {"ready": len(made)}
+    again = claim(db, 30)
+    assert len(rows(db, "release", ids(again), leases(again))) == 30
     taken: list[int] = []
     while jobs := claim(db, 17):
         taken += ids(jobs)
-        for job in jobs[:3]:
-            rows(db, "release", [job.id], [job.lease])
-            taken.remove(job.id)
     assert sorted(taken) == sorted(made)
 
 
@@ -204,7 +202,7 @@ def test_purge_waits_for_a_claim_that_holds_a_lane(db: Connection, connect: Conn
 
 
 @pytest.fixture
-def everything(db: Connection, clock: Clock) -> Iterator[dict[str, Any]]:
+def everything(db: Connection, clock: Clock) -> dict[str, Any]:
     """A queue with jobs in every state, and another one."""
     create(db, lease="1 hour", shards=2)
     create(db, "other")
@@ -224,7 +222,7 @@ def everything(db: Connection, clock: Clock) -> Iterator[dict[str, Any]]:
     rotate(db)
     enqueue(db, 5, priority=3)
     enqueue(db, 2, delay="1 hour")
-    yield {"running": [straggler, running]}
+    return {"running": [straggler, running]}
 
 
 def test_drop_queue_with_force_leaves_nothing_behind(db: Connection, clock: Clock, everything: dict[str, Any]) -> None:
@@ -233,7 +231,8 @@ def test_drop_queue_with_force_leaves_nothing_behind(db: Connection, clock: Cloc
         claim(db)
     with refused("PQ002"):
         enqueue(db)
-    assert rows(db, "stats") == [("other", False, 1, 0, 0, 0, 0, *rows(db, "stats")[0][7:])]
+    assert column(db, "SELECT queue FROM pgq.stats()") == ["other"]
+    assert stats(db, "other") == {"ready": 1}
     for job in everything["running"]:
         with refused("PQ001"):
             call(db, "ack", job.id, job.lease)
@@ -307,6 +306,7 @@ def test_drop_queue_gives_up_on_a_producer_that_does_not_end(db: Connection, con
     create(db)
     producer = connect(autocommit=False)
     made = enqueue(producer)
+    db.execute("ALTER FUNCTION pgq.drop_queue SET lock_timeout = '100ms'")  # rather than five seconds
     with refused("55P03"):
         call(db, "drop_queue", "q", force=True)
     producer.commit()
@@ -501,7 +501,6 @@ def test_stats_count_every_state(db: Connection, clock: Clock, passage: Passage)
     enqueue(db, 2, priority=-7)
     assert stats(db) == {"ready": 4, "running": 2, "scheduled": 3, "retrying": 1, "dead": 1}
     clock.advance(2 * HOUR)
-    assert stats(db)["running"] == 2
     call(db, "maintain")
     assert stats(db) == {"ready": 7, "scheduled": 3, "dead": 1}
     clock.advance(timedelta(days=1))

@@ -13,7 +13,8 @@ COMMENT ON SEQUENCE pgq.job_id IS 'Job ids. Gaps are normal: a rolled-back enque
 CREATE SEQUENCE pgq.lease_id;
 COMMENT ON SEQUENCE pgq.lease_id IS 'Lease numbers. A lease id is 16 times this plus the slot of its segment';
 
--- Which segment is open must be seen by every transaction as it is now, and not as it was when its snapshot was taken:
+-- What every transaction must see as it is now and not as it was when its snapshot was taken, for instance which segment
+-- is open:
 -- a REPEATABLE READ producer that trusted its snapshot could insert into a segment that has been retired since. A
 -- sequence is outside of snapshots, leaves no dead rows, and pg_sequence_last_value() reads it in a microsecond.
 CREATE SEQUENCE pgq.epoch MINVALUE 0;
@@ -29,7 +30,15 @@ COMMENT ON SEQUENCE pgq.restored IS 'Bit mask of the segments that came from ano
 CREATE SEQUENCE pgq.system_identifier MINVALUE 0;
 COMMENT ON SEQUENCE pgq.system_identifier IS 'The cluster that the other segments belong to, from pg_control_system()';
 
-SELECT setval('pgq.epoch', 0), setval('pgq.live', 1), setval('pgq.restored', 0),
+CREATE SEQUENCE pgq.dropping MINVALUE 0;
+COMMENT ON SEQUENCE pgq.dropping IS
+    'drops << 23 | the queue that is being dropped, or was dropped last; its producers look twice';
+
+CREATE SEQUENCE pgq.watched MINVALUE 0;
+COMMENT ON SEQUENCE pgq.watched IS 'When a session last began to wait for jobs, in seconds';
+
+SELECT setval('pgq.epoch', 0), setval('pgq.live', 1), setval('pgq.restored', 0), setval('pgq.dropping', 0),
+    setval('pgq.watched', 0),
     setval('pgq.system_identifier', c.system_identifier)
 FROM pg_control_system() AS c;
 

@@ -22,13 +22,12 @@ CREATE FUNCTION pgq._task_key(purpose int) RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
 AS $$ SELECT 8099567524296785920 | purpose $$;
 COMMENT ON FUNCTION pgq._task_key(int) IS
-    'Advisory lock of a maintenance task: 1 the ring, 2 the reaper, 3 the promoter, 4 the archive';
+    'Advisory lock of a task that one session does at a time: 1 the ring, 2 reap, 3 promote, 4 drop a queue';
 
-CREATE FUNCTION pgq._segment_key(epoch bigint, queue text) RETURNS bigint
+CREATE FUNCTION pgq._queue_key(queue_id int) RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
-AS $$ SELECT 8099567799174692864 | ((epoch & 15) << 32) | (hashtext(queue)::bigint & 4294967295) $$;
-COMMENT ON FUNCTION pgq._segment_key(bigint, text) IS
-    'Advisory lock of a segment, held in shared mode by those who insert jobs; one per queue, for pgq.drop_queue';
+AS $$ SELECT 8099567799174692864 | queue_id $$;
+COMMENT ON FUNCTION pgq._queue_key(int) IS 'Advisory lock of a queue that is being dropped';
 
 CREATE FUNCTION pgq._lane(queue_id int, priority int, shard int) RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -218,7 +217,8 @@ DECLARE
     v_step int := 1;
 BEGIN
     SELECT regexp_replace(p.proname, '_0$', ''),
-        CASE WHEN p.proretset THEN 'RETURN QUERY SELECT * FROM pgq.%I(%s);' ELSE 'RETURN pgq.%I(%s);' END
+        CASE WHEN p.proretset THEN 'RETURN QUERY SELECT * FROM pgq.%I(%s);'
+            WHEN p.prorettype = 'void'::regtype THEN 'PERFORM pgq.%I(%s);' ELSE 'RETURN pgq.%I(%s);' END
     INTO v_name, v_leaf FROM pg_proc p WHERE p.oid = function;
     FOR v_slot IN 1..15 LOOP
         EXECUTE regexp_replace(v_code, '\m([a-z_]+)_0\M', '\1_' || v_slot, 'g');
@@ -247,10 +247,20 @@ $$;
 COMMENT ON FUNCTION pgq._for_each_slot(regprocedure) IS
     'From a function for segment 0 makes those for 1 to 15, and the one that takes the slot as its first argument';
 
--- To insert jobs, hold the open segment first: take its lock in shared mode, then look again whether it is still open.
--- Either the look shows that it was sealed meanwhile, or who seals it finds the lock and waits for its end. A producer
--- reads the queue's row after this, not before: pgq.drop_queue takes the queue's lock in exclusive mode.
-CREATE FUNCTION pgq._hold(queue text DEFAULT '') RETURNS int
+-- To insert jobs, hold the open segment first: lock its job table as an INSERT does, then look again whether it is still
+-- open. Either the look shows that it was sealed meanwhile, or who seals it finds the lock and waits for its end.
+CREATE FUNCTION pgq._lock_0() RETURNS void
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    LOCK TABLE pgq.job_0 IN ROW EXCLUSIVE MODE;
+END;
+$$;
+COMMENT ON FUNCTION pgq._lock_0() IS 'Locks the job table of segment 0 as an INSERT does';
+
+SELECT pgq._for_each_slot('pgq._lock_0()');
+
+CREATE FUNCTION pgq._hold() RETURNS int
     LANGUAGE plpgsql
 AS $$
 DECLARE
@@ -261,14 +271,14 @@ BEGIN
         IF (v_epoch >> 4) & 4294967295 <> pgq._boot() THEN
             v_epoch := pgq._adopt();
         END IF;
-        PERFORM pg_advisory_xact_lock_shared(pgq._segment_key(v_epoch, coalesce(queue, '')));
+        PERFORM pgq._lock((v_epoch & 15)::int);
         IF pg_sequence_last_value('pgq.epoch') = v_epoch THEN
             RETURN v_epoch & 15;
         END IF;
     END LOOP;
 END;
 $$;
-COMMENT ON FUNCTION pgq._hold(text) IS 'The slot of the open segment, held so that what is inserted into it will be found';
+COMMENT ON FUNCTION pgq._hold() IS 'The slot of the open segment, held so that what is inserted into it will be found';
 
 -- One lease, read from the tables of its segment ----------------------------------------------------------------------
 
@@ -308,10 +318,13 @@ BEGIN
     SELECT a.id, l.id, l.lane, j.enqueued_at, l.claimed_at, j.attempt::int, j.max_attempts::int, l.worker,
         j.task, j.payload, j.headers, j.history
     FROM (SELECT DISTINCT u.id, u.lease FROM unnest(ids, leases) u (id, lease)) a
-    JOIN pgq.lease_0 l ON l.id = a.lease AND l.lane IS NOT NULL AND a.id = ANY (l.job_ids)
+    JOIN (
+        SELECT * FROM pgq.lease_0 l WHERE l.id = ANY (leases) AND l.lane IS NOT NULL
+    ) l ON l.id = a.lease AND a.id = ANY (l.job_ids)
     CROSS JOIN LATERAL (
+        -- lane + 0: by id, not by walking the lane
         SELECT * FROM pgq.job_0 j
-        WHERE j.id = a.id AND j.lane = l.lane AND j.attempt = coalesce(l.attempts[array_position(l.job_ids, a.id)], 1)
+        WHERE j.id = a.id AND j.lane + 0 = l.lane AND j.attempt = coalesce(l.attempts[array_position(l.job_ids, a.id)], 1)
         ORDER BY j.xid > l.cursor_xid, j.xid DESC
         LIMIT 1
     ) j;

@@ -4,11 +4,15 @@
 -- A sleeping worker holds the queue's watch lock in shared mode, so trying for it in exclusive mode tells whether there
 -- is one, without a table that every idle worker would keep writing to. Two producers that try in the same microsecond
 -- look like a worker to each other; looking twice more makes that rare, and it is harmless: one NOTIFY too many.
+-- If nobody began to wait during the last minute, they do not try at all: the lock is hot.
 -- NOTIFY takes a lock of the whole cluster at commit, so it is sent only if somebody waits.
 CREATE FUNCTION pgq._wake(queue_id int, queue text) RETURNS void
     LANGUAGE plpgsql
 AS $$
 BEGIN
+    IF pg_sequence_last_value('pgq.watched') <= date_part('epoch', pgq._now()) - 60 THEN
+        RETURN;
+    END IF;
     FOR v_look IN 1..3 LOOP
         IF pg_try_advisory_lock(pgq._watch_key(queue_id)) AND pg_advisory_unlock(pgq._watch_key(queue_id)) THEN
             RETURN;
@@ -21,21 +25,21 @@ END;
 $$;
 COMMENT ON FUNCTION pgq._wake(int, text) IS 'Notifies channel pgq with the queue''s name if a session watches it';
 
--- The row is read after the open segment was locked, so it shows every drop that has been committed. Only under
--- REPEATABLE READ a row lock is needed for that; it raises 40001 if the queue is gone.
+-- Called while the open segment is held. pgq.drop_queue first names the queue in `dropping` and then waits for all who hold
+-- a segment; so who comes later finds the name, waits for the end of the drop, and reads the row again. Under REPEATABLE
+-- READ only a row lock tells that it is gone; it raises 40001.
 CREATE FUNCTION pgq._producing(queue text) RETURNS pgq.queue
     LANGUAGE plpgsql
 AS $$
 DECLARE
-    v_queue pgq.queue;
+    v_queue pgq.queue := pgq._find_queue(queue);
 BEGIN
-    IF current_setting('transaction_isolation') = 'read committed' THEN
-        SELECT * INTO v_queue FROM pgq.queue q WHERE q.name = _producing.queue;
-    ELSE
-        SELECT * INTO v_queue FROM pgq.queue q WHERE q.name = _producing.queue FOR KEY SHARE;
-    END IF;
-    IF NOT FOUND THEN
+    IF pg_sequence_last_value('pgq.dropping') & 8388607 = v_queue.id THEN
+        PERFORM pg_advisory_xact_lock_shared(pgq._queue_key(v_queue.id));
         v_queue := pgq._find_queue(queue);
+    END IF;
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        PERFORM FROM pgq.queue q WHERE q.id = v_queue.id FOR KEY SHARE;
     END IF;
     RETURN v_queue;
 END;
@@ -130,16 +134,14 @@ CREATE FUNCTION pgq.enqueue(
 AS $$
 DECLARE
     v_epoch bigint := pg_sequence_last_value('pgq.epoch');
+    v_dropping bigint := pg_sequence_last_value('pgq.dropping');
     v_queue int;
     v_shards bigint;
     v_id bigint;
 BEGIN
     IF priority IS DISTINCT FROM 0 OR payload IS NULL OR run_at IS NOT NULL OR delay IS NOT NULL
         OR max_attempts IS NOT NULL OR headers IS NOT NULL OR unique_key IS NOT NULL OR group_key IS NOT NULL
-        OR current_setting('transaction_isolation') <> 'read committed'
-        OR (v_epoch >> 4) & 4294967295 <> pgq._boot()
-        OR pg_advisory_xact_lock_shared(pgq._segment_key(v_epoch, queue)) IS NULL
-        OR pg_sequence_last_value('pgq.epoch') <> v_epoch
+        OR (v_epoch >> 4) & 4294967295 <> pgq._boot() OR current_setting('transaction_isolation') <> 'read committed'
     THEN
         RETURN pgq._enqueue(queue, payload, task, priority, run_at, delay, max_attempts, unique_key, group_key, headers);
     END IF;
@@ -147,11 +149,19 @@ BEGIN
     IF v_queue IS NULL THEN
         PERFORM pgq._find_queue(queue);
     END IF;
+    v_id := nextval('pgq.job_id');
     INSERT INTO pgq.job (lane, xid, id, enqueued_at, slot, attempt, task, payload)
-    VALUES (pgq._lane(v_queue, 0, (nextval('pgq.job_id') % v_shards)::int + 1), pg_current_xact_id(), lastval(),
-        pgq._now(), v_epoch & 15, 1, enqueue.task, enqueue.payload)
-    RETURNING id INTO v_id;
-    IF NOT (pg_try_advisory_lock(pgq._watch_key(v_queue)) AND pg_advisory_unlock(pgq._watch_key(v_queue))) THEN
+    VALUES (pgq._lane(v_queue, 0, (v_id % v_shards)::int + 1), pg_current_xact_id(), v_id, pgq._now(), v_epoch & 15, 1,
+        enqueue.task, enqueue.payload);
+    IF pg_sequence_last_value('pgq.epoch') <> v_epoch OR pg_sequence_last_value('pgq.dropping') <> v_dropping
+        OR v_dropping & 8388607 = v_queue
+    THEN
+        DELETE FROM pgq.job j WHERE j.slot = v_epoch & 15 AND j.id = v_id;
+        RETURN pgq._enqueue(queue, payload, task, priority, run_at, delay, max_attempts, unique_key, group_key, headers);
+    END IF;
+    IF pg_sequence_last_value('pgq.watched') > date_part('epoch', pgq._now()) - 60
+        AND NOT (pg_try_advisory_lock(pgq._watch_key(v_queue)) AND pg_advisory_unlock(pgq._watch_key(v_queue)))
+    THEN
         PERFORM pgq._wake(v_queue, queue);
     END IF;
     RETURN v_id;
@@ -193,7 +203,7 @@ BEGIN
         RETURN;
     END IF;
 
-    v_slot := pgq._hold(queue);
+    v_slot := pgq._hold();
     v_queue := pgq._producing(queue);
     IF cardinality(payloads) = 0 THEN
         RETURN;
@@ -206,9 +216,7 @@ BEGIN
     SELECT pgq._lane(v_queue.id, enqueue_many.priority, (u.id % v_queue.shards)::int + 1), pg_current_xact_id(), u.id,
         pgq._now(), v_slot, 1, enqueue_many.max_attempts, enqueue_many.task, u.payload, enqueue_many.headers
     FROM unnest(v_ids, payloads) u (id, payload);
-    IF NOT (pg_try_advisory_lock(pgq._watch_key(v_queue.id)) AND pg_advisory_unlock(pgq._watch_key(v_queue.id))) THEN
-        PERFORM pgq._wake(v_queue.id, queue);
-    END IF;
+    PERFORM pgq._wake(v_queue.id, queue);
     RETURN QUERY SELECT u.id FROM unnest(v_ids) u (id);
 END;
 $$;
@@ -223,7 +231,7 @@ AS $$
 DECLARE
     v_queue pgq.queue;
 BEGIN
-    PERFORM pgq._hold(queue);
+    PERFORM pgq._hold();
     v_queue := pgq._producing(queue);
     RETURN QUERY
     INSERT INTO pgq.scheduled AS s (run_at, id, lane, enqueued_at, attempt, max_attempts, task, payload, headers)

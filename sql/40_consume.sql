@@ -401,40 +401,22 @@ COMMENT ON TYPE pgq.settled IS 'An attempt whose outcome was written just now';
 COMMENT ON COLUMN pgq.settled.id IS 'Job id';
 COMMENT ON COLUMN pgq.settled.lease IS 'The lease that held it';
 
--- Almost always nobody else has settled any of them, and a plain INSERT costs half of one with ON CONFLICT.
 CREATE FUNCTION pgq._settle_many_0(
     ids bigint[], leases bigint[], kinds pgq.outcome_kind[], results jsonb[], errors text[]
 ) RETURNS SETOF pgq.settled
     LANGUAGE plpgsql
 AS $$
-DECLARE
-    v_ids bigint[];
-    v_leases bigint[];
 BEGIN
-    BEGIN
-        WITH ended AS (
-            INSERT INTO pgq.outcome_0 AS o (job_id, lease_id, at, kind, result, error)
-            SELECT u.id, u.lease, pgq._now(), coalesce(u.kind, kinds[1]), u.result, u.error
-            FROM unnest(ids, leases, kinds, results, errors) u (id, lease, kind, result, error)
-            JOIN (
-                SELECT l.id AS lease, unnest(l.job_ids) AS id FROM pgq.lease_0 l
-                WHERE l.id IN (SELECT unnest(leases)) AND l.lane IS NOT NULL
-            ) held ON held.id = u.id AND held.lease = u.lease
-            RETURNING o.job_id, o.lease_id
-        )
-        SELECT array_agg(e.job_id), array_agg(e.lease_id) INTO v_ids, v_leases FROM ended e;
-    EXCEPTION WHEN unique_violation THEN
-        WITH ended AS (
-            INSERT INTO pgq.outcome_0 AS o (job_id, lease_id, at, kind, result, error)
-            SELECT u.id, u.lease, pgq._now(), coalesce(u.kind, kinds[1]), u.result, u.error
-            FROM unnest(ids, leases, kinds, results, errors) u (id, lease, kind, result, error)
-            JOIN pgq.lease_0 l ON l.id = u.lease AND l.lane IS NOT NULL AND u.id = ANY (l.job_ids)
-            ON CONFLICT DO NOTHING
-            RETURNING o.job_id, o.lease_id
-        )
-        SELECT array_agg(e.job_id), array_agg(e.lease_id) INTO v_ids, v_leases FROM ended e;
-    END;
-    RETURN QUERY SELECT * FROM unnest(v_ids, v_leases);
+    RETURN QUERY
+    INSERT INTO pgq.outcome_0 AS o (job_id, lease_id, at, kind, result, error)
+    SELECT u.id, u.lease, pgq._now(), coalesce(u.kind, kinds[1]), u.result, u.error
+    FROM unnest(ids, leases, kinds, results, errors) u (id, lease, kind, result, error)
+    JOIN (
+        SELECT l.id AS lease, unnest(l.job_ids) AS id FROM pgq.lease_0 l
+        WHERE l.id = ANY (leases) AND l.lane IS NOT NULL
+    ) held ON held.id = u.id AND held.lease = u.lease
+    ON CONFLICT DO NOTHING
+    RETURNING o.job_id, o.lease_id;
 END;
 $$;
 COMMENT ON FUNCTION pgq._settle_many_0(bigint[], bigint[], pgq.outcome_kind[], jsonb[], text[]) IS
@@ -526,13 +508,44 @@ $$;
 COMMENT ON FUNCTION pgq.ack(bigint, bigint, jsonb) IS
     'Ends a claimed job as done, with an optional result, in the caller''s transaction. Raises PQ001 if the lease is lost';
 
+-- The common case of a batch: every job is held, by leases of one segment. Returns how many were.
+CREATE FUNCTION pgq._done_0(ids bigint[], leases bigint[], results jsonb[]) RETURNS bigint
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_count bigint;
+BEGIN
+    INSERT INTO pgq.outcome_0 (job_id, lease_id, at, kind, result)
+    SELECT u.id, u.lease, pgq._now(), 'done', u.result
+    FROM unnest(ids, leases, results) u (id, lease, result)
+    JOIN (
+        SELECT l.id AS lease, unnest(l.job_ids) AS id FROM pgq.lease_0 l
+        WHERE l.id = ANY (leases) AND l.lane IS NOT NULL
+    ) held ON held.id = u.id AND held.lease = u.lease;
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    RETURN v_count;
+END;
+$$;
+COMMENT ON FUNCTION pgq._done_0(bigint[], bigint[], jsonb[]) IS 'Ends jobs in segment 0 as done; fails if one has ended';
+
+SELECT pgq._for_each_slot('pgq._done_0(bigint[],bigint[],jsonb[])');
+
 CREATE FUNCTION pgq.ack_many(ids bigint[], leases bigint[], results jsonb[] DEFAULT NULL) RETURNS SETOF bigint
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     SET enable_seqscan = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off
 AS $$
 BEGIN
     PERFORM pgq._same_length(ids, leases, cardinality(results));
-    RETURN QUERY SELECT s.id FROM pgq._settle_many(ids, leases, '{done}', results, NULL) s;
+    BEGIN
+        IF pgq._done((leases[1] & 15)::int, ids, leases, results) = cardinality(ids) THEN
+            RETURN QUERY SELECT u.id FROM unnest(ids) u (id);
+            RETURN;
+        END IF;
+        RAISE unique_violation;
+    EXCEPTION WHEN unique_violation THEN
+        -- Undone: some are lost, given twice, or in another segment. Find out which.
+        RETURN QUERY SELECT s.id FROM pgq._settle_many(ids, leases, '{done}', results, NULL) s;
+    END;
 END;
 $$;
 COMMENT ON FUNCTION pgq.ack_many(bigint[], bigint[], jsonb[]) IS
@@ -725,7 +738,7 @@ BEGIN
     )
     FROM pgq.lease_0 l
     JOIN pgq.queue q ON q.id = l.lane >> 16
-    WHERE l.id IN (SELECT unnest(leases))
+    WHERE l.id = ANY (leases)
         AND l.lane IS NOT NULL
         AND EXISTS (
             SELECT FROM unnest(l.job_ids) j (id)

@@ -201,8 +201,8 @@ COMMENT ON FUNCTION pgq.reap() IS
 
 -- Rotate --------------------------------------------------------------------------------------------------------------
 
--- A partition per day, or per month for what is kept longer than six weeks. Made apart and then attached: that goes along
--- with readers, a dump for instance, while CREATE TABLE … PARTITION OF would wait for them and hold everybody up.
+-- A partition per day, or per month for what is kept longer than six weeks. It is made apart and then attached, which
+-- goes along with readers (a dump); CREATE TABLE … PARTITION OF would wait for them and hold everybody up.
 CREATE FUNCTION pgq._archive_partition(at timestamptz) RETURNS void
     LANGUAGE plpgsql SET timezone = 'UTC'
 AS $$
@@ -280,7 +280,7 @@ BEGIN
             JOIN pgq.queue q ON q.id = l.lane >> 16
             CROSS JOIN LATERAL (
                 SELECT * FROM pgq.job_%1$s j
-                WHERE j.id = o.job_id AND j.lane = l.lane
+                WHERE j.id = o.job_id AND j.lane + 0 = l.lane
                     AND j.attempt = coalesce(l.attempts[array_position(l.job_ids, o.job_id)], 1)
                 ORDER BY j.xid > l.cursor_xid, j.xid DESC
                 LIMIT 1
@@ -511,17 +511,17 @@ END;
 $$;
 COMMENT ON FUNCTION pgq._open_segment(bigint) IS 'Brings pgq.segment in line with the epoch, and the mask of live segments with both';
 
-CREATE FUNCTION pgq._held(slot int) RETURNS boolean
+CREATE FUNCTION pgq._holders(slot int) RETURNS SETOF text
     LANGUAGE sql VOLATILE
 AS $$
-    SELECT EXISTS (
-        SELECT FROM pg_locks l
-        WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted
-            AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
-            AND l.classid::bigint = pgq._segment_key(slot, '') >> 32
-    )
+    SELECT l.virtualtransaction
+    FROM pg_locks l
+    WHERE l.locktype = 'relation' AND l.mode = 'RowExclusiveLock' AND l.granted
+        AND l.pid IS DISTINCT FROM pg_backend_pid()
+        AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+        AND l.relation = format('pgq.job_%s', slot)::regclass
 $$;
-COMMENT ON FUNCTION pgq._held(int) IS 'Whether a transaction that inserts into a segment is still going on';
+COMMENT ON FUNCTION pgq._holders(int) IS 'Transactions that insert into a segment and have not ended';
 
 CREATE FUNCTION pgq._archive_stragglers() RETURNS void
     LANGUAGE plpgsql SET lock_timeout = '50ms'
@@ -632,7 +632,7 @@ BEGIN
     FOR v_segment IN
         SELECT * FROM pgq.segment s WHERE s.state IN ('sealed', 'closed', 'claimed', 'drained') ORDER BY s.generation
     LOOP
-        IF v_segment.state = 'sealed' AND NOT pgq._held(v_segment.slot) THEN
+        IF v_segment.state = 'sealed' AND NOT EXISTS (SELECT FROM pgq._holders(v_segment.slot)) THEN
             EXECUTE format(
                 'INSERT INTO pgq.segment_lane (slot, lane, jobs) SELECT %s, j.lane, count(*) FROM pgq.job_%1$s j GROUP BY j.lane',
                 v_segment.slot);

@@ -188,14 +188,34 @@ CREATE FUNCTION pgq.drop_queue(queue text, force boolean DEFAULT false) RETURNS 
 AS $$
 DECLARE
     v_queue pgq.queue := pgq._find_queue(queue);
+    v_started timestamptz := clock_timestamp();
+    v_holders text[];
     v_count bigint;
     v_ids bigint[];
     v_leases bigint[];
 BEGIN
     PERFORM pgq._read_committed();
-    -- Producers of this queue that have begun end first, in whatever segment; others wait, and find the queue gone. So
-    -- do claimers.
-    PERFORM pg_advisory_xact_lock(pgq._segment_key(s, queue)) FROM generate_series(0, 15) s;
+    -- Who has begun to insert jobs ends first, whichever queue they are for; who begins now and means this queue waits for
+    -- the lock, and finds the queue gone. So do claimers.
+    PERFORM pg_advisory_xact_lock(pgq._task_key(4)), pg_advisory_xact_lock(pgq._queue_key(v_queue.id));
+    PERFORM setval('pgq.dropping', (((pg_sequence_last_value('pgq.dropping') >> 23) + 1) << 23) | v_queue.id);
+    v_holders := ARRAY(SELECT DISTINCT h FROM generate_series(0, 15) s, pgq._holders(s) h);
+    WHILE v_holders && ARRAY(
+        SELECT h FROM generate_series(0, 15) s, pgq._holders(s) h
+        EXCEPT
+        SELECT l.virtualtransaction FROM pg_locks l
+        WHERE NOT l.granted AND l.locktype = 'advisory'
+            AND (l.classid::bigint << 32) | l.objid::bigint = pgq._queue_key(v_queue.id)
+    ) LOOP
+        IF clock_timestamp() > v_started + interval '5 seconds' THEN
+            RAISE EXCEPTION USING
+                ERRCODE = 'lock_not_available',
+                MESSAGE = 'a transaction that inserts jobs has not ended within five seconds',
+                DETAIL = format('Transactions that were running: %s.', array_to_string(v_holders, ', ')),
+                HINT = 'Try again when it has ended; pg_locks.virtualtransaction tells whose it is.';
+        END IF;
+        PERFORM pg_sleep(0.01);
+    END LOOP;
     PERFORM pg_advisory_xact_lock(pgq._lane_key((l.lane & ~255::bigint) | s))
     FROM (SELECT DISTINCT l.lane FROM pgq.line l WHERE l.queue_id = v_queue.id) l
     CROSS JOIN generate_series(0, v_queue.lanes) s;
@@ -233,7 +253,7 @@ CREATE FUNCTION pgq.redrive(queue text, ids bigint[] DEFAULT NULL) RETURNS bigin
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    v_slot int := pgq._hold(queue);
+    v_slot int := pgq._hold();
     v_queue pgq.queue := pgq._producing(queue);
     v_count bigint;
 BEGIN
@@ -269,6 +289,9 @@ BEGIN
     PERFORM pgq._require('queues', queues IS NOT NULL OR NULL, 'an array of names of queues');
     PERFORM pgq._find_queue(u.name) FROM unnest(queues) u (name);
     PERFORM pg_advisory_lock_shared(pgq._watch_key(q.id)) FROM pgq.queue q WHERE q.name = ANY (queues) AND q.notify;
+    IF pg_sequence_last_value('pgq.watched') < date_part('epoch', pgq._now()) - 5 THEN
+        PERFORM setval('pgq.watched', date_part('epoch', pgq._now())::bigint);
+    END IF;
     v_ids := ARRAY(SELECT q.id FROM pgq.queue q WHERE q.name = ANY (queues));
     RETURN (
         SELECT min(n.run_at)
@@ -284,7 +307,8 @@ $$;
 COMMENT ON FUNCTION pgq.watch(text[]) IS
     'Registers this session as waiting for jobs of these queues, until pgq.unwatch or its end: enqueue then notifies channel '
     '"pgq", payload the queue''s name. LISTEN pgq first, watch, claim once more, then sleep. Returns when the next scheduled '
-    'job of these queues is due. Needs a session of its own: not for transaction pooling. Raises PQ002';
+    'job of these queues is due. If nobody watches anew for a minute, producers stop looking: unwatch and watch again before. '
+    'Needs a session of its own: not for transaction pooling. Raises PQ002';
 
 -- Without a warning for queues that are not watched: their names may have been wrong, or they do not notify.
 CREATE FUNCTION pgq.unwatch(queues text[]) RETURNS void

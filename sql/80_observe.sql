@@ -295,8 +295,8 @@ BEGIN
         format('sealed at %s, but session %s may still insert into it', s.sealed_at, coalesce(l.pid::text, '(prepared transaction)')),
         'End that transaction. Until then the segment cannot be retired; claims go on.'
     FROM pgq.segment s
-    JOIN pg_locks l ON l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted AND l.database = v_database
-        AND l.classid::bigint = pgq._segment_key(s.slot, '') >> 32
+    JOIN pg_locks l ON l.locktype = 'relation' AND l.mode = 'RowExclusiveLock' AND l.granted
+        AND l.database = v_database AND l.relation = format('pgq.job_%s', s.slot)::regclass
     WHERE s.state = 'sealed' AND s.sealed_at < pgq._now() - interval '1 minute';
     RETURN QUERY
     SELECT 'warning', 'segment_waiting', format('segment %s', s.slot),

@@ -223,3 +223,34 @@ def endings(db: Connection, job: Job) -> list[str]:
     archived = "SELECT kind FROM pgq.archive WHERE id = %s AND lease = %s"
     past = column(db, archived, job.id, job.lease)
     return max(column(db, live, *[job.id, job.lease] * 2), past, key=len)
+
+
+# What sessions and the doctor are told --------------------------------------------------------------------------------
+
+LAST_WORD = "that is all"
+
+
+def listen(connect: Connect, *queues: str) -> Connection:
+    """A session that listens, and waits for jobs of these queues."""
+    listener = connect()
+    listener.execute("LISTEN pgq")
+    call(listener, "watch", list(queues))
+    return listener
+
+
+def heard(db: Connection, listener: Connection) -> list[str]:
+    """What a listener was told by now. Notifications arrive in the order of commits, so a last word shows the end."""
+    db.execute(f"NOTIFY pgq, '{LAST_WORD}'")
+    words: list[str] = []
+    for notification in listener.notifies(timeout=20):
+        if notification.payload == LAST_WORD:
+            return words
+        words.append(notification.payload)
+    raise AssertionError("the last word never came")
+
+
+def findings(db: Connection) -> dict[str, tuple[str, str, str, str]]:
+    """What the doctor found: severity, subject, detail and hint by code."""
+    found = db.execute("SELECT code, severity, subject, detail, hint FROM pgq.doctor()").fetchall()
+    assert all(all(finding) for finding in found), found
+    return {code: (severity, subject, detail, hint) for code, severity, subject, detail, hint in found}

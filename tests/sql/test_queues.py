@@ -22,6 +22,7 @@ from tests.sql.support import (
     create,
     enqueue,
     eventually,
+    findings,
     ids,
     in_background,
     leases,
@@ -538,13 +539,6 @@ def test_stats_say_how_old_the_oldest_ready_job_is(db: Connection, clock: Clock)
 
 
 # The doctor
-
-
-def findings(db: Connection) -> dict[str, tuple[str, str, str, str]]:
-    """Severity, subject, detail and hint by code."""
-    found = db.execute("SELECT severity, code, subject, detail, hint FROM pgq.doctor()").fetchall()
-    assert all(all(finding) for finding in found), found
-    return {code: (severity, *rest) for severity, code, *rest in found}
 
 
 @pytest.fixture

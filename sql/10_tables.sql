@@ -197,7 +197,8 @@ BEGIN
             ) FOR VALUES IN (%1$s)
                 WITH (autovacuum_enabled = false, toast.autovacuum_enabled = false);
             CREATE INDEX lease_%1$s_lane_id_idx ON pgq.lease_%1$s (lane, id) WHERE lane IS NOT NULL;
-            CREATE INDEX lease_%1$s_id_idx ON pgq.lease_%1$s (id);
+            -- NULLS FIRST, so that no plan takes it for the order of one lane's leases.
+            CREATE INDEX lease_%1$s_id_idx ON pgq.lease_%1$s (id NULLS FIRST);
             CREATE INDEX lease_%1$s_expires_at_idx ON pgq.lease_%1$s (expires_at);
 
             CREATE TABLE pgq.outcome_%1$s PARTITION OF pgq.outcome (slot DEFAULT %1$s) FOR VALUES IN (%1$s)
@@ -378,7 +379,6 @@ CREATE TABLE pgq.archive (
     result jsonb,
     error text
 ) PARTITION BY RANGE (drop_after);
-CREATE INDEX archive_id_idx ON pgq.archive (id);
 COMMENT ON TABLE pgq.archive IS
     'Finished attempts, copied here when their segment is retired; partitions are dropped whole when their time is over';
 COMMENT ON COLUMN pgq.archive.id IS 'Job id';

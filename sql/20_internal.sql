@@ -4,7 +4,7 @@
 
 CREATE FUNCTION pgq._now() RETURNS timestamptz
     LANGUAGE sql VOLATILE
-AS $$ SELECT clock_timestamp() $$;
+AS $$ SELECT pg_catalog.clock_timestamp() $$;
 COMMENT ON FUNCTION pgq._now() IS 'The one clock. Tests replace it';
 
 -- Advisory locks are keyed by 'pgq' in the upper 24 bits; the lower 40 are a lane, or a queue or a purpose above them.
@@ -247,8 +247,8 @@ $$;
 COMMENT ON FUNCTION pgq._for_each_slot(regprocedure) IS
     'From a function for segment 0 makes those for 1 to 15, and the one that takes the slot as its first argument';
 
--- To insert jobs, hold the open segment first: lock its job table as an INSERT does, then look again whether it is still
--- open. Either the look shows that it was sealed meanwhile, or who seals it finds the lock and waits for its end.
+-- To insert jobs, hold the open segment first: lock its job table as an INSERT does, then look whether it is still open.
+-- Either the look shows that it was sealed meanwhile, or who seals it finds the lock and waits for its end.
 CREATE FUNCTION pgq._lock_0() RETURNS void
     LANGUAGE plpgsql
 AS $$

@@ -25,9 +25,9 @@ END;
 $$;
 COMMENT ON FUNCTION pgq._wake(int, text) IS 'Notifies channel pgq with the queue''s name if a session watches it';
 
--- Called while the open segment is held. pgq.drop_queue first names the queue in `dropping` and then waits for all who hold
--- a segment; so who comes later finds the name, waits for the end of the drop, and reads the row again. Under REPEATABLE
--- READ only a row lock tells that it is gone; it raises 40001.
+-- Called while the open segment is held. pgq.drop_queue first names the queue in `dropping` and then waits for all who
+-- hold a segment; so who comes later finds the name, waits for the end of the drop, and reads the row again. Under
+-- REPEATABLE READ only a row lock tells that it is gone; it raises 40001.
 CREATE FUNCTION pgq._producing(queue text) RETURNS pgq.queue
     LANGUAGE plpgsql
 AS $$

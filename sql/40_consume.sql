@@ -493,7 +493,8 @@ COMMENT ON FUNCTION pgq._lost(bigint, bigint) IS 'Raises PQ001';
 
 CREATE FUNCTION pgq.ack(id bigint, lease bigint, result jsonb DEFAULT NULL) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-    SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET jit = off
+    SET enable_seqscan = off SET enable_bitmapscan = off
+    SET plan_cache_mode = force_generic_plan SET jit = off
 AS $$
 BEGIN
     IF pgq._settle((lease & 15)::int, id, lease, result) THEN
@@ -532,7 +533,8 @@ SELECT pgq._for_each_slot('pgq._done_0(bigint[],bigint[],jsonb[])');
 
 CREATE FUNCTION pgq.ack_many(ids bigint[], leases bigint[], results jsonb[] DEFAULT NULL) RETURNS SETOF bigint
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-    SET enable_seqscan = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off
+    SET enable_seqscan = off SET enable_bitmapscan = off
+    SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off
 AS $$
 BEGIN
     PERFORM pgq._same_length(ids, leases, cardinality(results));
@@ -640,7 +642,8 @@ CREATE FUNCTION pgq.reject(
     id bigint, lease bigint, error text DEFAULT NULL, retry_in interval DEFAULT NULL, retry boolean DEFAULT true
 ) RETURNS text
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-    SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET jit = off
+    SET enable_seqscan = off SET enable_bitmapscan = off
+    SET plan_cache_mode = force_generic_plan SET jit = off
 AS $$
 DECLARE
     v_kind text;
@@ -663,7 +666,8 @@ COMMENT ON FUNCTION pgq.reject(bigint, bigint, text, interval, boolean) IS
 
 CREATE FUNCTION pgq.reject_many(ids bigint[], leases bigint[], errors text[] DEFAULT NULL) RETURNS SETOF bigint
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-    SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET jit = off
+    SET enable_seqscan = off SET enable_bitmapscan = off
+    SET plan_cache_mode = force_generic_plan SET jit = off
 AS $$
 BEGIN
     PERFORM pgq._same_length(ids, leases, cardinality(errors));
@@ -675,7 +679,8 @@ COMMENT ON FUNCTION pgq.reject_many(bigint[], bigint[], text[]) IS
 
 CREATE FUNCTION pgq.release(ids bigint[], leases bigint[]) RETURNS SETOF bigint
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-    SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET jit = off
+    SET enable_seqscan = off SET enable_bitmapscan = off
+    SET plan_cache_mode = force_generic_plan SET jit = off
 AS $$
 DECLARE
     v_slot int := pgq._hold();
@@ -754,7 +759,8 @@ SELECT pgq._for_each_slot('pgq._extend_0(bigint[],interval)');
 CREATE FUNCTION pgq.extend_many(leases bigint[], lease_for interval DEFAULT NULL)
     RETURNS TABLE (lease bigint, expires_at timestamptz)
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-    SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET jit = off
+    SET enable_seqscan = off SET enable_bitmapscan = off
+    SET plan_cache_mode = force_generic_plan SET jit = off
 AS $$
 #variable_conflict use_column
 DECLARE

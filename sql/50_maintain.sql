@@ -221,6 +221,7 @@ BEGIN
     END IF;
     EXECUTE format('CREATE TABLE pgq.%I (LIKE pgq.archive INCLUDING COMMENTS)', v_name);
     EXECUTE format('COMMENT ON TABLE pgq.%I IS %L', v_name, format('To be dropped after %s', v_to));
+    EXECUTE format('CREATE INDEX %I ON pgq.%I (id)', v_name || '_id_idx', v_name);
     EXECUTE format('ALTER TABLE pgq.archive ATTACH PARTITION pgq.%I FOR VALUES FROM (%L) TO (%L)', v_name, v_from, v_to);
 END;
 $$;

@@ -207,7 +207,7 @@ BEGIN
         WHERE NOT l.granted AND l.locktype = 'advisory'
             AND (l.classid::bigint << 32) | l.objid::bigint = pgq._queue_key(v_queue.id)
     ) LOOP
-        IF clock_timestamp() > v_started + interval '5 seconds' THEN
+        IF clock_timestamp() > v_started + current_setting('lock_timeout')::interval THEN
             RAISE EXCEPTION USING
                 ERRCODE = 'lock_not_available',
                 MESSAGE = 'a transaction that inserts jobs has not ended within five seconds',

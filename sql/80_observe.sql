@@ -189,7 +189,7 @@ BEGIN
     UNION ALL
     SELECT (l.lane >> 16)::int, 0::bigint, count(*), NULL::timestamptz
     FROM pgq.lease_0 l CROSS JOIN LATERAL unnest(l.job_ids) j (id)
-    WHERE l.id IN (SELECT x.id FROM pgq.lease_0 x WHERE x.expires_at > pgq._now() - interval '1 minute')
+    WHERE l.id IN (SELECT x.id FROM pgq.lease_0 x WHERE x.expires_at > pgq._marked('reap'))
         AND l.lane IS NOT NULL
         AND NOT EXISTS (SELECT FROM pgq.outcome_0 o WHERE o.job_id = j.id AND o.lease_id = l.id)
     GROUP BY l.lane >> 16;
@@ -253,7 +253,7 @@ COMMENT ON COLUMN pgq.queue_stats.oldest_ready IS 'Age of the oldest job that ca
 
 CREATE FUNCTION pgq.version() RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
-AS $$ SELECT '0.1.0'::text $$;
+AS $$ SELECT '0.1.0'::pg_catalog.text $$;
 COMMENT ON FUNCTION pgq.version() IS 'Version of pgqueue that is installed';
 
 -- The doctor ----------------------------------------------------------------------------------------------------------

@@ -296,7 +296,7 @@ def test_drop_queue_waits_for_a_producer_and_then_sees_its_jobs(db: Connection, 
     producer, dropper = connect(autocommit=False), connect()
     made = enqueue(producer)
     racer = in_background(call, dropper, "drop_queue", "q")
-    until_blocked(db, dropper)
+    eventually(lambda: one(db, "SELECT last_value > 0 FROM pgq.dropping"), "the drop has begun")
     producer.commit()
     with refused("PQ005"):
         racer.result()

@@ -247,7 +247,7 @@ $$;
 COMMENT ON FUNCTION pgq._for_each_slot(regprocedure) IS
     'From a function for segment 0 makes those for 1 to 15, and the one that takes the slot as its first argument';
 
--- To insert jobs, hold the open segment first: lock its job table as an INSERT does, then look whether it is still open.
+-- To insert jobs, hold the open segment: lock its job table as an INSERT does, then look whether it is still open.
 -- Either the look shows that it was sealed meanwhile, or who seals it finds the lock and waits for its end.
 CREATE FUNCTION pgq._lock_0() RETURNS void
     LANGUAGE plpgsql

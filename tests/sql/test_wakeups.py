@@ -21,6 +21,7 @@ from tests.sql.support import (
     one,
     refused,
     rows,
+    status,
 )
 
 
@@ -74,14 +75,16 @@ def test_a_worker_hears_of_every_way_in_which_jobs_become_ready(db: Connection, 
     call(db, "reject", dead.id, dead.lease, retry=False)
     assert heard(db, worker) == []
     clock.advance(61)
+    call(worker, "watch", ["q"])
     call(db, "promote")
     assert heard(db, worker) == ["q"]
     rows(db, "release", [released.id], [released.lease])
     assert heard(db, worker) == ["q"]
     call(db, "redrive", "q")
     assert heard(db, worker) == ["q"]
-    call(db, "extend", expired.lease, "1 second")
+    assert status(db, expired.id).state == "running"
     clock.advance(timedelta(hours=2))
+    call(worker, "watch", ["q"])
     call(db, "reap")
     assert heard(db, worker) == ["q"]
     call(db, "resume", "q")
@@ -109,6 +112,24 @@ def test_watches_nest(db: Connection, connect: Connect) -> None:
     enqueue(db)
     assert heard(db, worker) == []
     call(worker, "unwatch", ["q"])  # once too often
+    call(worker, "watch", ["q"])
+    enqueue(db)
+    assert heard(db, worker) == ["q"]
+
+
+def test_a_watch_counts_for_a_minute_unless_somebody_watches_anew(
+    db: Connection, connect: Connect, clock: Clock
+) -> None:
+    create(db)
+    worker, other = listen(connect, "q"), connect()
+    for _ in range(3):
+        clock.advance(54)
+        enqueue(db)
+        assert heard(db, worker) == ["q"]
+        call(other, "watch", ["q"])
+    clock.advance(61)
+    enqueue(db)
+    assert heard(db, worker) == []
     call(worker, "watch", ["q"])
     enqueue(db)
     assert heard(db, worker) == ["q"]

@@ -18,6 +18,8 @@ log = logging.getLogger("pgqueue.worker")
 async def maintain(link: Link, interval: float = 1.0) -> None:
     """Call ``pgq.maintain()`` for ever.
 
+    While it says that there is more to do, the pauses are short.
+
     Args:
         link: autocommit connection of its own, as it may take a while.
         interval: seconds between two calls, on average; no two workers keep step.
@@ -28,6 +30,8 @@ async def maintain(link: Link, interval: float = 1.0) -> None:
             try:
                 done = await link.call(_calls.maintain())
                 log.debug("maintain: %s", done)
+                if done["more"]:
+                    pause /= 20
             except PermissionDenied as error:
                 log.warning("maintain: %s; somebody else has to do it", error.message)
                 return

@@ -13,16 +13,19 @@ COMMENT ON SEQUENCE pgq.job_id IS 'Job ids. Gaps are normal: a rolled-back enque
 CREATE SEQUENCE pgq.lease_id;
 COMMENT ON SEQUENCE pgq.lease_id IS 'Lease numbers. A lease id is 16 times this plus the slot of its segment';
 
--- What every transaction must see as it is now and not as it was when its snapshot was taken, for instance which segment
--- is open:
--- a REPEATABLE READ producer that trusted its snapshot could insert into a segment that has been retired since. A
--- sequence is outside of snapshots, leaves no dead rows, and pg_sequence_last_value() reads it in a microsecond.
+-- What every transaction must see as it is now and not as it was when its snapshot was taken. Which segment is open,
+-- for instance: a REPEATABLE READ producer that trusted its snapshot could insert into one that was retired since.
+-- Sequences are outside of snapshots, leave no dead rows, and pg_sequence_last_value() reads one in a microsecond.
 CREATE SEQUENCE pgq.epoch MINVALUE 0;
 COMMENT ON SEQUENCE pgq.epoch IS
     'Which segment is open: generation << 36 | server start (pgq._boot) << 4 | slot';
 
 CREATE SEQUENCE pgq.live MINVALUE 0;
 COMMENT ON SEQUENCE pgq.live IS 'Bit mask of the segments that may have jobs to claim. A bit too many does no harm';
+
+CREATE SEQUENCE pgq.age MINVALUE -9223372036854775808 START 1;
+COMMENT ON SEQUENCE pgq.age IS
+    'The sixteen segments in the order in which they were last opened, four bits each, the oldest in the lowest';
 
 CREATE SEQUENCE pgq.restored MINVALUE 0;
 COMMENT ON SEQUENCE pgq.restored IS 'Bit mask of the segments that came from another cluster: their xids mean nothing here';
@@ -38,7 +41,7 @@ CREATE SEQUENCE pgq.watched MINVALUE 0;
 COMMENT ON SEQUENCE pgq.watched IS 'When a session last began to wait for jobs, in seconds';
 
 SELECT setval('pgq.epoch', 0), setval('pgq.live', 1), setval('pgq.restored', 0), setval('pgq.dropping', 0),
-    setval('pgq.watched', 0),
+    setval('pgq.watched', 0), setval('pgq.age', -81985529216486896),  -- 0xFEDCBA9876543210
     setval('pgq.system_identifier', c.system_identifier)
 FROM pg_control_system() AS c;
 
@@ -196,7 +199,7 @@ BEGIN
                 slot DEFAULT %1$s, id DEFAULT (nextval('pgq.lease_id') << 4) | %1$s
             ) FOR VALUES IN (%1$s)
                 WITH (autovacuum_enabled = false, toast.autovacuum_enabled = false);
-            CREATE INDEX lease_%1$s_lane_id_idx ON pgq.lease_%1$s (lane, id) WHERE lane IS NOT NULL;
+            CREATE INDEX lease_%1$s_lane_id_idx ON pgq.lease_%1$s (lane, id);
             -- NULLS FIRST, so that no plan takes it for the order of one lane's leases.
             CREATE INDEX lease_%1$s_id_idx ON pgq.lease_%1$s (id NULLS FIRST);
             CREATE INDEX lease_%1$s_expires_at_idx ON pgq.lease_%1$s (expires_at);

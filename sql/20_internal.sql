@@ -126,6 +126,12 @@ CREATE FUNCTION pgq._set_open(token bigint) RETURNS bigint
     LANGUAGE sql VOLATILE
 AS $$
     SELECT setval('pgq.live', pg_sequence_last_value('pgq.live') | (1::bigint << (token & 15)::int));
+    SELECT setval('pgq.age', bit_or(a.slot << (4 * (a.position - 1))::int))
+    FROM (
+        SELECT s.slot, row_number() OVER (ORDER BY s.slot = token & 15, i) AS position
+        FROM generate_series(0, 15) i
+        CROSS JOIN LATERAL (SELECT (pg_sequence_last_value('pgq.age') >> (4 * i)) & 15) s (slot)
+    ) a;
     SELECT setval('pgq.epoch', ((token >> 4) << 36) | (pgq._boot() << 4) | (token & 15));
 $$;
 COMMENT ON FUNCTION pgq._set_open(bigint) IS

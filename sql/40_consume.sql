@@ -339,9 +339,9 @@ BEGIN
     FOREACH v_line IN ARRAY v_queue.lines LOOP
         v_base := v_line & ~255::bigint;
         v_lanes := (v_line & 255)::int * v_queue.lanes;
-        -- The oldest segment comes after the open one in the ring; often there is only that.
-        FOR v_turn IN CASE WHEN v_live = 1::bigint << (v_epoch & 15)::int THEN 16 ELSE 1 END..16 LOOP
-            v_slot := (v_epoch + v_turn) & 15;
+        -- The oldest segment first; the open one is the last, and often the only one.
+        FOR v_turn IN CASE WHEN v_live = 1::bigint << (v_epoch & 15)::int THEN 15 ELSE 0 END..15 LOOP
+            v_slot := (pg_sequence_last_value('pgq.age') >> (4 * v_turn)) & 15;
             IF (v_live >> v_slot) & 1 = 0 THEN
                 CONTINUE;
             ELSIF (v_restored >> v_slot) & 1 = 1 THEN
@@ -494,7 +494,7 @@ COMMENT ON FUNCTION pgq._lost(bigint, bigint) IS 'Raises PQ001';
 CREATE FUNCTION pgq.ack(id bigint, lease bigint, result jsonb DEFAULT NULL) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     SET enable_seqscan = off SET enable_bitmapscan = off
-    SET plan_cache_mode = force_generic_plan SET jit = off
+    SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off
 AS $$
 BEGIN
     IF pgq._settle((lease & 15)::int, id, lease, result) THEN
@@ -643,7 +643,7 @@ CREATE FUNCTION pgq.reject(
 ) RETURNS text
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     SET enable_seqscan = off SET enable_bitmapscan = off
-    SET plan_cache_mode = force_generic_plan SET jit = off
+    SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off
 AS $$
 DECLARE
     v_kind text;
@@ -667,7 +667,7 @@ COMMENT ON FUNCTION pgq.reject(bigint, bigint, text, interval, boolean) IS
 CREATE FUNCTION pgq.reject_many(ids bigint[], leases bigint[], errors text[] DEFAULT NULL) RETURNS SETOF bigint
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     SET enable_seqscan = off SET enable_bitmapscan = off
-    SET plan_cache_mode = force_generic_plan SET jit = off
+    SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off
 AS $$
 BEGIN
     PERFORM pgq._same_length(ids, leases, cardinality(errors));
@@ -680,7 +680,7 @@ COMMENT ON FUNCTION pgq.reject_many(bigint[], bigint[], text[]) IS
 CREATE FUNCTION pgq.release(ids bigint[], leases bigint[]) RETURNS SETOF bigint
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     SET enable_seqscan = off SET enable_bitmapscan = off
-    SET plan_cache_mode = force_generic_plan SET jit = off
+    SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off
 AS $$
 DECLARE
     v_slot int := pgq._hold();
@@ -747,7 +747,7 @@ BEGIN
         AND l.lane IS NOT NULL
         AND EXISTS (
             SELECT FROM unnest(l.job_ids) j (id)
-            WHERE NOT EXISTS (SELECT FROM pgq.outcome_0 o WHERE o.job_id = j.id AND o.lease_id = l.id)
+            WHERE NOT EXISTS (SELECT FROM pgq.outcome_0 o WHERE o.job_id = j.id AND o.lease_id = l.id OFFSET 0)
         )
     RETURNING e.id, e.expires_at;
 END;
@@ -760,7 +760,7 @@ CREATE FUNCTION pgq.extend_many(leases bigint[], lease_for interval DEFAULT NULL
     RETURNS TABLE (lease bigint, expires_at timestamptz)
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     SET enable_seqscan = off SET enable_bitmapscan = off
-    SET plan_cache_mode = force_generic_plan SET jit = off
+    SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off
 AS $$
 #variable_conflict use_column
 DECLARE

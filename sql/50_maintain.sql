@@ -93,19 +93,23 @@ COMMENT ON FUNCTION pgq.promote() IS
 
 -- Reap ----------------------------------------------------------------------------------------------------------------
 
+-- OFFSET 0 here and elsewhere: look each one up by its index, never read a whole table to join it.
 CREATE FUNCTION pgq._expired_0(since timestamptz, until timestamptz, n int) RETURNS SETOF pgq.settled
     LANGUAGE plpgsql
 AS $$
 BEGIN
     RETURN QUERY
-    SELECT j.id, l.id
+    SELECT j.id, e.id
     FROM (
-        SELECT DISTINCT e.id FROM pgq.lease_0 e WHERE e.expires_at > since AND e.expires_at <= until
+        SELECT DISTINCT e.id FROM pgq.lease_0 e
+        WHERE e.expires_at > since AND e.expires_at <= until
+            AND (SELECT max(x.expires_at) FROM pgq.lease_0 x WHERE x.id = e.id) <= until
     ) e
-    JOIN pgq.lease_0 l ON l.id = e.id AND l.lane IS NOT NULL
+    CROSS JOIN LATERAL (
+        SELECT l.job_ids FROM pgq.lease_0 l WHERE l.id = e.id AND l.lane IS NOT NULL OFFSET 0
+    ) l
     CROSS JOIN LATERAL unnest(l.job_ids) j (id)
-    WHERE NOT EXISTS (SELECT FROM pgq.lease_0 x WHERE x.id = e.id AND x.expires_at > until)
-        AND NOT EXISTS (SELECT FROM pgq.outcome_0 o WHERE o.job_id = j.id AND o.lease_id = l.id)
+    WHERE NOT EXISTS (SELECT FROM pgq.outcome_0 o WHERE o.job_id = j.id AND o.lease_id = e.id OFFSET 0)
     LIMIT n;
 END;
 $$;
@@ -149,7 +153,8 @@ COMMENT ON FUNCTION pgq._reap(bigint[], bigint[]) IS 'Ends expired attempts, tho
 
 CREATE FUNCTION pgq.reap() RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-    SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET jit = off
+    SET enable_seqscan = off SET enable_bitmapscan = off SET enable_mergejoin = off
+    SET plan_cache_mode = force_generic_plan SET jit = off
 AS $$
 DECLARE
     v_batch CONSTANT int := 10000;
@@ -435,7 +440,7 @@ BEGIN
     SELECT j.id, l.id
     FROM pgq.lease_0 l CROSS JOIN LATERAL unnest(l.job_ids) j (id)
     WHERE l.lane IS NOT NULL
-        AND NOT EXISTS (SELECT FROM pgq.outcome_0 o WHERE o.job_id = j.id AND o.lease_id = l.id)
+        AND NOT EXISTS (SELECT FROM pgq.outcome_0 o WHERE o.job_id = j.id AND o.lease_id = l.id OFFSET 0)
     LIMIT n;
 END;
 $$;

@@ -54,10 +54,10 @@ def test_jobs_leave_no_dead_rows_under_a_pinned_snapshot(db: Connection, connect
     create(db, retention="0")
     db.execute("SELECT pgq.maintain()")
     with pinned(connect):
-        work(db, 1000 * min(batch, 5), batch)
+        work(db, 10 * batch + 500, batch)
         first = dead(db)
         assert sum(first.values()) < 500, first
-        work(db, 2000 * min(batch, 5), batch)
+        work(db, 40 * batch + 2000, batch)
         second = dead(db)
         assert sum(second.values()) < 500, second
         grown = sum(second.values()) - sum(first.values())

@@ -202,7 +202,7 @@ def test_a_crash_in_the_midst_of_each_step_of_rotation_loses_nothing(cluster: Cl
         create(db, shards=1, lease="1 hour")
     expected: list[int] = []
     done: list[int] = []
-    for turn in range(6):
+    for turn in range(4):
         with closing(psycopg.connect(dsn, autocommit=True)) as db, closing(psycopg.connect(dsn)) as turner:
             for _ in range(turn + 1):
                 rotate(turner)  # seals, closes, archives, truncates, and never commits

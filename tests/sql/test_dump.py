@@ -97,12 +97,6 @@ def lower(new: Cluster) -> Iterator[str]:
     yield from fresh_database(new, None)
 
 
-@pytest.fixture(params=["custom", "plain"])
-def form(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    return name
-
-
 def run(*command: str | Path) -> None:
     done = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert done.returncode == 0, done.stdout
@@ -162,6 +156,11 @@ def in_every_state(db: Connection) -> dict[str, list[int]]:
     return jobs
 
 
+@pytest.mark.parametrize(
+    ("target", "form"),
+    [("same cluster", "custom"), ("new cluster", "custom"), ("new cluster", "plain")],
+    indirect=["target"],
+)
 def test_a_restored_queue_goes_on_where_the_dump_was_taken(
     db: Connection, dsn: str, target: str, old: Cluster, tmp_path: Path, form: str
 ) -> None:

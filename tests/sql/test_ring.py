@@ -30,6 +30,7 @@ from tests.sql.support import (
     rotate,
     stats,
     status,
+    until_blocked,
 )
 
 MINUTE = timedelta(minutes=1)
@@ -324,6 +325,35 @@ def test_a_producer_with_an_old_snapshot_does_not_insert_into_a_retired_segment(
     assert work_off(db) == late
 
 
+def test_a_producer_that_is_overtaken_by_a_seal_moves_on_to_the_open_segment(db: Connection, connect: Connect) -> None:
+    """Between looking which segment is open and inserting into it, a producer may be stopped for any time."""
+    create(db, shards=1)
+    first = enqueue(db)
+    producer, sealer = connect(autocommit=False), connect(autocommit=False)
+    call(producer, "enqueue", "q")  # it knows its way
+    producer.rollback()
+    sealer.execute("LOCK TABLE pgq.queue IN ACCESS EXCLUSIVE MODE")
+    enqueuing = in_background(call, producer, "enqueue", "q")
+    until_blocked(db, producer)
+    rotate(sealer, 3)
+    sealer.commit()
+    assert states(db) == {0: "closed", 1: "open"}
+    late = enqueuing.result(20)
+    assert column(producer, "SELECT id FROM pgq.job_1") == [late]
+    locked = column(
+        producer,
+        """
+        SELECT relation::regclass::text FROM pg_locks
+        WHERE pid = pg_backend_pid() AND mode = 'RowExclusiveLock' AND relation::regclass::text ~ '^pgq.job_\\d+$'
+        """,
+    )
+    assert set(locked) <= {"pgq.job_0", "pgq.job_1"}, "it keeps all other segments from being retired"
+    producer.commit()
+    assert work_off(db) == [*first, late]
+    retire_even_the_open_one(db)
+    assert one(db, "SELECT count(*) FROM pgq.archive") == 2
+
+
 # Jobs that are left ---------------------------------------------------------------------------------------------------
 
 
@@ -381,6 +411,23 @@ def test_a_backlog_too_large_to_be_carried_is_not_overtaken_either(db: Connectio
     clock.advance(MINUTE * 2)
     call(db, "rotate")
     call(db, "rotate")
+    assert ids(claim(db, 11_000)) == expected
+
+
+def test_a_backlog_is_worked_off_in_order_after_the_ring_has_turned_around_it(db: Connection) -> None:
+    create(db, shards=1)
+    create(db, "other", retention="0")
+    expected: list[int] = []
+    for turn in range(20):
+        if turn == 0:
+            expected += enqueue(db, 10_001)  # too many to be carried
+        elif turn in (2, 5, 9):
+            expected += enqueue(db, 2)
+        enqueue(db, queue="other")
+        ack(db, claim(db, queue="other"))
+        rotate(db, 3)
+    assert one(db, "SELECT max(generation) FROM pgq.segment") > 16
+    expected += enqueue(db, 2)
     assert ids(claim(db, 11_000)) == expected
 
 

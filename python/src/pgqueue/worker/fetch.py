@@ -81,7 +81,7 @@ class Fetcher:
         self._tasks = tasks
         self._queues = deque(queues)
         self._lease_for = lease_for
-        self._poll = poll
+        self._poll = min(poll, 50.0)  # a watch counts for a minute
         self._worker = worker
         self._mode = mode
         self._wake = wake

@@ -160,7 +160,8 @@ COMMENT ON COLUMN pgq.lease.late_xid IS 'The transaction among open_xids whose j
 COMMENT ON COLUMN pgq.lease.late_id IS 'The last job of late_xid that was handed out';
 COMMENT ON COLUMN pgq.lease.slot IS 'Segment of the ring, 0 to 15';
 COMMENT ON COLUMN pgq.lease.worker IS 'Who claimed, as the worker calls itself';
-COMMENT ON COLUMN pgq.lease.job_ids IS 'The jobs claimed';
+COMMENT ON COLUMN pgq.lease.job_ids IS
+    'The jobs claimed; null: an extension. (Queries ask this and not lane, which an index would tempt to read in full)';
 COMMENT ON COLUMN pgq.lease.attempts IS 'Their attempt numbers; null: all are first attempts';
 COMMENT ON COLUMN pgq.lease.open_xids IS 'Transactions that the cursor has passed before they ended';
 

@@ -325,7 +325,7 @@ BEGIN
         j.task, j.payload, j.headers, j.history
     FROM (SELECT DISTINCT u.id, u.lease FROM unnest(ids, leases) u (id, lease)) a
     JOIN (
-        SELECT * FROM pgq.lease_0 l WHERE l.id = ANY (leases) AND l.lane IS NOT NULL
+        SELECT * FROM pgq.lease_0 l WHERE l.id = ANY (leases) AND l.job_ids IS NOT NULL
     ) l ON l.id = a.lease AND a.id = ANY (l.job_ids)
     CROSS JOIN LATERAL (
         -- lane + 0: by id, not by walking the lane

@@ -299,7 +299,8 @@ AS $$
 DECLARE
     v_epoch bigint := pg_sequence_last_value('pgq.epoch');
     v_live bigint;
-    v_restored bigint;
+    v_age bigint;
+    v_slots int[];
     v_queue record;
     v_own xid8 := pg_current_xact_id_if_assigned();
     v_line bigint;
@@ -318,8 +319,18 @@ BEGIN
             'between 1 ms and 1 year');
         v_epoch := pgq._adopt();
     END IF;
-    v_live := pg_sequence_last_value('pgq.live') | (1::bigint << (v_epoch & 15)::int);
-    v_restored := pg_sequence_last_value('pgq.restored');
+    -- The oldest segment first. The open one is the last, and often the only one.
+    v_slot := v_epoch & 15;
+    v_live := pg_sequence_last_value('pgq.live') | (1::bigint << v_slot);
+    IF v_live = 1::bigint << v_slot THEN
+        v_slots := ARRAY[v_slot];
+    ELSE
+        v_age := pg_sequence_last_value('pgq.age');
+        v_slots := ARRAY(
+            SELECT (v_age >> (4 * n)) & 15 FROM generate_series(0, 15) n
+            WHERE (v_live >> ((v_age >> (4 * n)) & 15)::int) & 1 = 1
+        );
+    END IF;
     SELECT q.id, q.paused, q.lanes, q.max_attempts, pgq._now() + coalesce(lease_for, q.lease) AS expiry,
         pg_snapshot_xmax(pg_current_snapshot()) AS horizon, ARRAY(SELECT pg_snapshot_xip(pg_current_snapshot())) AS running,
         ARRAY(SELECT l.lane FROM pgq.line l WHERE l.queue_id = q.id ORDER BY l.lane) AS lines,
@@ -339,12 +350,8 @@ BEGIN
     FOREACH v_line IN ARRAY v_queue.lines LOOP
         v_base := v_line & ~255::bigint;
         v_lanes := (v_line & 255)::int * v_queue.lanes;
-        -- The oldest segment first; the open one is the last, and often the only one.
-        FOR v_turn IN CASE WHEN v_live = 1::bigint << (v_epoch & 15)::int THEN 15 ELSE 0 END..15 LOOP
-            v_slot := (pg_sequence_last_value('pgq.age') >> (4 * v_turn)) & 15;
-            IF (v_live >> v_slot) & 1 = 0 THEN
-                CONTINUE;
-            ELSIF (v_restored >> v_slot) & 1 = 1 THEN
+        FOREACH v_slot IN ARRAY v_slots LOOP
+            IF (pg_sequence_last_value('pgq.restored') >> v_slot) & 1 = 1 THEN
                 -- From another cluster: all its transactions have ended, and their numbers only give the order.
                 RETURN QUERY
                 SELECT * FROM pgq._take(v_slot, v_base, v_lanes, v_queue.first, batch, '9223372036854775807', '{}',
@@ -387,7 +394,7 @@ AS $$
 BEGIN
     INSERT INTO pgq.outcome_0 (job_id, lease_id, at, kind, result)
     SELECT job, l.id, pgq._now(), 'done', result
-    FROM pgq.lease_0 l WHERE l.id = lease AND l.lane IS NOT NULL AND job = ANY (l.job_ids)
+    FROM pgq.lease_0 l WHERE l.id = lease AND l.job_ids IS NOT NULL AND job = ANY (l.job_ids)
     ON CONFLICT DO NOTHING;
     RETURN FOUND;
 END;
@@ -413,7 +420,7 @@ BEGIN
     FROM unnest(ids, leases, kinds, results, errors) u (id, lease, kind, result, error)
     JOIN (
         SELECT l.id AS lease, unnest(l.job_ids) AS id FROM pgq.lease_0 l
-        WHERE l.id = ANY (leases) AND l.lane IS NOT NULL
+        WHERE l.id = ANY (leases) AND l.job_ids IS NOT NULL
     ) held ON held.id = u.id AND held.lease = u.lease
     ON CONFLICT DO NOTHING
     RETURNING o.job_id, o.lease_id;
@@ -521,7 +528,7 @@ BEGIN
     FROM unnest(ids, leases, results) u (id, lease, result)
     JOIN (
         SELECT l.id AS lease, unnest(l.job_ids) AS id FROM pgq.lease_0 l
-        WHERE l.id = ANY (leases) AND l.lane IS NOT NULL
+        WHERE l.id = ANY (leases) AND l.job_ids IS NOT NULL
     ) held ON held.id = u.id AND held.lease = u.lease;
     GET DIAGNOSTICS v_count = ROW_COUNT;
     RETURN v_count;
@@ -744,7 +751,7 @@ BEGIN
     FROM pgq.lease_0 l
     JOIN pgq.queue q ON q.id = l.lane >> 16
     WHERE l.id = ANY (leases)
-        AND l.lane IS NOT NULL
+        AND l.job_ids IS NOT NULL
         AND EXISTS (
             SELECT FROM unnest(l.job_ids) j (id)
             WHERE NOT EXISTS (SELECT FROM pgq.outcome_0 o WHERE o.job_id = j.id AND o.lease_id = l.id OFFSET 0)

@@ -106,7 +106,7 @@ BEGIN
             AND (SELECT max(x.expires_at) FROM pgq.lease_0 x WHERE x.id = e.id) <= until
     ) e
     CROSS JOIN LATERAL (
-        SELECT l.job_ids FROM pgq.lease_0 l WHERE l.id = e.id AND l.lane IS NOT NULL OFFSET 0
+        SELECT l.job_ids FROM pgq.lease_0 l WHERE l.id = e.id AND l.job_ids IS NOT NULL OFFSET 0
     ) l
     CROSS JOIN LATERAL unnest(l.job_ids) j (id)
     WHERE NOT EXISTS (SELECT FROM pgq.outcome_0 o WHERE o.job_id = j.id AND o.lease_id = e.id OFFSET 0)
@@ -282,7 +282,7 @@ BEGIN
             SELECT o.job_id, o.lease_id, j.enqueued_at, l.claimed_at, o.at, o.at + q.retention, o.kind, j.attempt,
                 pgq._priority(l.lane), q.name, l.worker, j.task, j.payload, j.headers, o.result, o.error
             FROM pgq.outcome_%1$s o
-            JOIN pgq.lease_%1$s l ON l.id = o.lease_id AND l.lane IS NOT NULL
+            JOIN pgq.lease_%1$s l ON l.id = o.lease_id AND l.job_ids IS NOT NULL
             JOIN pgq.queue q ON q.id = l.lane >> 16
             CROSS JOIN LATERAL (
                 SELECT * FROM pgq.job_%1$s j
@@ -439,7 +439,7 @@ BEGIN
     RETURN QUERY
     SELECT j.id, l.id
     FROM pgq.lease_0 l CROSS JOIN LATERAL unnest(l.job_ids) j (id)
-    WHERE l.lane IS NOT NULL
+    WHERE l.job_ids IS NOT NULL
         AND NOT EXISTS (SELECT FROM pgq.outcome_0 o WHERE o.job_id = j.id AND o.lease_id = l.id OFFSET 0)
     LIMIT n;
 END;

@@ -190,7 +190,7 @@ BEGIN
     SELECT (l.lane >> 16)::int, 0::bigint, count(*), NULL::timestamptz
     FROM pgq.lease_0 l CROSS JOIN LATERAL unnest(l.job_ids) j (id)
     WHERE l.id IN (SELECT x.id FROM pgq.lease_0 x WHERE x.expires_at > pgq._marked('reap'))
-        AND l.lane IS NOT NULL
+        AND l.job_ids IS NOT NULL
         AND NOT EXISTS (SELECT FROM pgq.outcome_0 o WHERE o.job_id = j.id AND o.lease_id = l.id OFFSET 0)
     GROUP BY l.lane >> 16;
 END;

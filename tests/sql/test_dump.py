@@ -312,7 +312,8 @@ def test_a_dump_during_which_the_ring_turns_loses_nothing(
         path = tmp_path / "dump"
         run(old.program("pg_dump"), "--format=custom", f"--snapshot={name}", "-f", path, dsn)
     there = restore(old, path, target)
-    rotate(there)
+    if there.info.host == db.info.host:  # only a new server looks by itself which segments have jobs
+        call(there, "maintain")
     fresh = enqueue(there, 2)
     assert fresh[0] > expected[-1]
     assert ids(claim(there, 100)) == [*expected, *fresh]

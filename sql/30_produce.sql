@@ -156,7 +156,7 @@ BEGIN
     IF pg_sequence_last_value('pgq.epoch') <> v_epoch OR pg_sequence_last_value('pgq.dropping') <> v_dropping
         OR v_dropping & 8388607 = v_queue
     THEN
-        DELETE FROM pgq.job j WHERE j.slot = v_epoch & 15 AND j.id = v_id;
+        EXECUTE format('DELETE FROM pgq.job_%s j WHERE j.id = $1', v_epoch & 15) USING v_id;
         RETURN pgq._enqueue(queue, payload, task, priority, run_at, delay, max_attempts, unique_key, group_key, headers);
     END IF;
     IF pg_sequence_last_value('pgq.watched') > date_part('epoch', pgq._now()) - 60

@@ -138,14 +138,18 @@ class Queue:
     def consume(self, batch: int, *, clients: int, seconds: int) -> float:
         """Jobs/s claimed and acked; loads what is needed and repeats if that was not enough."""
         key = (batch, clients)
-        if key not in self._rate:
+        turns = [seconds] * 5
+        if key not in self._rate:  # a first guess, and a turn to correct it
             self._rate[key] = 60_000 if batch > 1 else 8_000
-            self._rate[key] = self._consume(batch, clients, 1)
-        for _ in range(4):
+            turns.insert(0, 1)
+        for length in turns:
             try:
-                return self._consume(batch, clients, seconds)
+                rate = self._consume(batch, clients, length)
             except RanDryError:
                 self._rate[key] *= 2
+            else:
+                if length == seconds:
+                    return rate
         raise RanDryError(f"{self.schema}: cannot load enough jobs for {seconds} s")
 
     def _consume(self, batch: int, clients: int, seconds: int) -> float:

@@ -601,10 +601,7 @@ BEGIN
     END LOOP;
 
     -- The epoch leads, the tables follow.
-    v_token := pgq._open_token(pg_sequence_last_value('pgq.epoch'));
-    IF (pg_sequence_last_value('pgq.epoch') >> 4) & 4294967295 <> pgq._boot() THEN
-        v_token := pgq._open_token(pgq._adopt());
-    END IF;
+    v_token := pgq._open_token(pgq._adopt());
     v_slot := v_token & 15;
     PERFORM pgq._open_segment(v_token);
 

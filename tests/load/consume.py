@@ -56,14 +56,14 @@ class Consumer:
         site.recorder.times("lag", (max(now - enqueued_at, 0) for _, _, enqueued_at, _ in jobs))
         site.recorder.count("claimed", len(jobs))
         before = time.monotonic()
-        done = self._ack(acks, [job[0] for job in jobs], [job[1] for job in jobs])
+        done = self.ack(acks, [job[0] for job in jobs], [job[1] for job in jobs])
         site.recorder.time("ack", time.monotonic() - before)
         site.done.add(done)
         site.recorder.count("done", len(done))
         site.recorder.count("lost leases", len(jobs) - len(done))
         return len(jobs)
 
-    def _ack(self, acks: Connection, ids: list[int], leases: list[int]) -> list[int]:
+    def ack(self, acks: Connection, ids: list[int], leases: list[int]) -> list[int]:
         """The ids whose ack took effect."""
         if self.batch > 1:
             return [id for (id,) in acks.execute("SELECT pgq.ack_many(%s, %s)", [ids, leases]).fetchall()]

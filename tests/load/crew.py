@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import signal
 import threading
@@ -94,6 +95,7 @@ class Member:
     process: multiprocessing.process.BaseProcess
     pipe: Pipe[Any, Any]
     ended: threading.Event = field(default_factory=threading.Event)
+    listener: threading.Thread = field(init=False)
 
 
 class Crew:
@@ -115,6 +117,8 @@ class Crew:
         for member in self.members:
             member.process.kill()
             member.process.join(PATIENCE)
+            member.listener.join(PATIENCE)
+            member.pipe.close()
 
     def start(self, name: str, tasks: Sequence[Task]) -> Member:
         """Start a process with a thread for each task."""
@@ -126,13 +130,14 @@ class Crew:
         theirs.close()  # so that the end of the process is the end of the pipe
         member = Member(process, ours)
         self.members.append(member)
-        threading.Thread(target=self._listen, args=[name, member], daemon=True).start()
+        member.listener = threading.Thread(target=self._listen, args=[name, member, ours], daemon=True)
+        member.listener.start()
         return member
 
-    def _listen(self, name: str, member: Member) -> None:
+    def _listen(self, name: str, member: Member, pipe: Pipe[Any, Any]) -> None:
         try:
             while not member.ended.is_set():
-                report: _Report = member.pipe.recv()
+                report: _Report = pipe.recv()
                 with self._lock:
                     self.totals.update(report.figures.counts)
                     self._recent.add(report.figures)
@@ -170,7 +175,7 @@ class Crew:
         """Ask these processes to end, and wait for it."""
         members = list(members)
         for member in members:
-            if not member.ended.is_set():
+            with contextlib.suppress(BrokenPipeError):  # it has just ended by itself
                 member.pipe.send("stop")
         if not self.wait(members, PATIENCE):
             names = ", ".join(m.process.name for m in members if not m.ended.is_set())

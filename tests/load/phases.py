@@ -89,8 +89,10 @@ class Run:
 
         def take() -> None:
             try:
-                while not ended.wait(self._plan.sample_seconds):
+                due = time.monotonic() + self._plan.sample_seconds
+                while not ended.wait(max(due - time.monotonic(), 0)):
                     self._take()
+                    due = max(due, time.monotonic() - self._plan.sample_seconds) + self._plan.sample_seconds
             except BaseException as error:
                 self._sampler_failure = error
 

@@ -18,7 +18,7 @@ from .crew import PATIENCE, Crew, Member, Task
 from .idle import Crowd
 from .keep import Maintainer, Probe, pinned_snapshot
 from .plan import MAIN, PROBE, Plan, shares
-from .produce import Producer
+from .produce import Pile, Producer
 from .sample import Sample, Sampler
 from .server import Connection, Server
 
@@ -213,7 +213,7 @@ class Run:
         db.execute("SELECT pgq.rotate(seal => true)")
         bulk = [Producer([MAIN], jobs, 1000) for jobs in shares(plan.bulk * lanes, 4)]
         self._finish(crew.start("bulk", bulk))
-        self._finish(crew.start("pile", [Producer(names, lanes, SHARDS)]))
+        self._finish(crew.start("pile", [Pile(names, SHARDS)]))
         wide["stats_ms"] = 1000 * _timed(lambda: db.execute("SELECT * FROM pgq.stats()"))
         wide["doctor_ms"] = 1000 * _timed(lambda: db.execute("SELECT * FROM pgq.doctor()"))
 

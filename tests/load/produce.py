@@ -17,6 +17,26 @@ def payload(number: int) -> str:
 
 
 @dataclass(frozen=True)
+class Pile:
+    """One session that enqueues the same number of jobs in each of many queues, a hundred queues in a transaction.
+
+    Alone, so that the ids of a queue follow on each other and reach all its shards.
+    """
+
+    queues: Sequence[str]
+    each: int
+
+    def run(self, site: Site) -> None:
+        payloads = [payload(n) for n in range(self.each)]
+        query = "SELECT id FROM unnest(%s::text[]) AS q (name), pgq.enqueue_many(q.name, %s::jsonb[]) AS id"
+        with site.connect("producer") as db:
+            for first in range(0, len(self.queues), 100):
+                ids = [id for (id,) in db.execute(query, [list(self.queues[first : first + 100]), payloads])]
+                site.enqueued.add(ids)
+                site.recorder.count("enqueued", len(ids))
+
+
+@dataclass(frozen=True)
 class Producer:
     """One session that enqueues `jobs` jobs, `batch` in a transaction, over its queues in turn.
 

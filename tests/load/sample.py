@@ -28,10 +28,17 @@ class _Usage:
 
 
 def _usage(server: Server) -> _Usage:
-    """Resident memory counts shared buffers for each session that has touched them; what is private is its own."""
     postmaster = server.postmaster()
-    ended = postmaster.cpu_times()
-    spent = ended.user + ended.system + ended.children_user + ended.children_system
+    for _ in range(5):  # a process that ends between the two would be counted nowhere
+        ended = postmaster.cpu_times()
+        usage = _usage_once(postmaster, ended.user + ended.system + ended.children_user + ended.children_system)
+        if postmaster.cpu_times().children_user == ended.children_user:
+            break
+    return usage
+
+
+def _usage_once(postmaster: psutil.Process, spent: float) -> _Usage:
+    """Resident memory counts shared buffers for each session that has touched them; what is private is its own."""
     rss: list[int] = []
     private: list[int] = []
     for process in postmaster.children():

@@ -23,14 +23,14 @@ from tests.load.server import Server
 pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("load")]
 
 SMALL = Plan(
-    minutes=0.1,
+    minutes=0.08,
     rate=2500,
     queues=200,
     connections=40,
     sample_seconds=0.5,
     wide_minutes=0.03,
     hold_seconds=0,
-    bulk=1,
+    bulk=3,
     processes=1,
     maintainers=2,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
 import matplotlib
@@ -16,6 +17,8 @@ from matplotlib.axes import Axes
 from .metrics import METRICS
 from .sample import Sample
 
+# More would not be seen in a picture of this width.
+POINTS = 120
 TITLES = {metric.key: metric.title for metric in METRICS}
 
 
@@ -69,8 +72,7 @@ def draw(samples: Sequence[Sample], folder: Path) -> list[Path]:
 
 def _draw(axes: Axes, panel: Panel, samples: Sequence[Sample]) -> None:
     for key in panel.keys:
-        points = [(s["at"] / 60, s[key]) for s in samples if s[key] is not None]
-        if points:
+        if points := thinned(samples, key):
             axes.plot(*zip(*points, strict=True), label=TITLES[key], linewidth=1)
     axes.set_ylabel(panel.unit)
     if panel.log:
@@ -82,6 +84,13 @@ def _draw(axes: Axes, panel: Panel, samples: Sequence[Sample]) -> None:
         if label == "pinned" or label.startswith("wide"):
             axes.axvspan(begins, ends, alpha=0.12, color="tab:red" if label == "pinned" else "tab:blue", linewidth=0)
     axes.legend(loc="upper left", fontsize=7, ncols=3)
+
+
+def thinned(samples: Sequence[Sample], key: str) -> list[tuple[float, float]]:
+    """Minutes and figures of the samples that have one; of neighbours that would share a point the largest."""
+    known = [(sample["at"] / 60, sample[key]) for sample in samples if sample[key] is not None]
+    step = -(-len(known) // POINTS) or 1
+    return [max(known[n : n + step], key=itemgetter(1)) for n in range(0, len(known), step)]
 
 
 def spans(samples: Sequence[Sample]) -> list[tuple[str, float, float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections.abc import Callable
@@ -15,9 +16,10 @@ from tests.load.consume import Consumer
 from tests.load.crew import Crew, CrewError, Site
 from tests.load.metrics import METRICS, Metric
 from tests.load.plan import Plan, shares
-from tests.load.plots import spans
+from tests.load.plots import draw, spans, thinned
 from tests.load.produce import Producer
 from tests.load.report import trends
+from tests.load.sample import Sample
 from tests.sql.support import Connection, claim, create, enqueue, eventually, ids, leases, one
 
 
@@ -158,3 +160,19 @@ def test_the_hour_is_as_promised() -> None:
 def test_phases_are_marked_where_they_were() -> None:
     samples = [{"at": 60.0 * n, "phase": phase} for n, phase in enumerate("aabbba", start=1)]
     assert spans(samples) == [("a", 0.0, 2.0), ("b", 2.0, 5.0), ("a", 5.0, 6.0)]
+
+
+def test_pictures_of_a_long_run_stay_small_and_show_the_worst(tmp_path: Path) -> None:
+    noise = random.Random(1)
+    keys = [metric.key for metric in METRICS]
+    samples: list[Sample] = [
+        {"at": 10.0 * n, "phase": "steady", **{key: round(noise.uniform(0, 1000), 2) for key in keys}}
+        for n in range(1000)
+    ]
+    samples[777]["maintain_max"] = 123456
+    for path in draw(samples, tmp_path):
+        assert path.stat().st_size < 100_000, path
+    points = thinned(samples, "maintain_max")
+    assert len(points) <= 120
+    assert max(points, key=lambda point: point[1]) == (7770 / 60, 123456)
+    assert thinned(samples[:50], "dead") == [(s["at"] / 60, s["dead"]) for s in samples[:50]]

@@ -207,8 +207,14 @@ CREATE FUNCTION pgq._take_one_0(
 AS $$
 DECLARE
     v_lane bigint := line;
+    v_next int;
     v_unsure boolean := false;
     v_busy int := 0;
+    v_xid xid8;
+    v_id bigint;
+    v_taken bigint;
+    v_open xid8[];
+    v_late_xid xid8;
     v_job record;
     v_lease bigint;
 BEGIN
@@ -224,34 +230,28 @@ BEGIN
             v_busy := v_busy + 1;
             CONTINUE;
         END IF;
-        SELECT j.*, l.taken, l.open_xids, b.below IS NOT NULL AS unsure,
-            l.late_xid IS NOT NULL OR NOT coalesce(l.open_xids <@ running, true) AS late
-        INTO v_job
-        FROM (SELECT) one
-        LEFT JOIN LATERAL (
-            SELECT l.cursor_xid, l.cursor_id, l.taken, l.open_xids, l.late_xid
-            FROM pgq.lease_0 l WHERE l.lane = v_lane ORDER BY l.id DESC LIMIT 1
-        ) l ON true
-        LEFT JOIN LATERAL (
-            SELECT x AS below FROM unnest(running) x WHERE x > coalesce(l.cursor_xid, '0') LIMIT 1
-        ) b ON true
-        LEFT JOIN LATERAL (
-            SELECT j.id, j.xid, j.task, j.payload, j.attempt, j.max_attempts, j.enqueued_at, j.headers
-            FROM pgq.job_0 j
-            WHERE j.lane = v_lane AND (j.xid, j.id) > (coalesce(l.cursor_xid, '0'), coalesce(l.cursor_id, 0))
-                AND j.xid < coalesce(b.below, horizon)
-            ORDER BY j.xid, j.id
-            LIMIT 1
-        ) j ON true;
-        IF v_job.late THEN
+        SELECT l.cursor_xid, l.cursor_id, l.taken, l.open_xids, l.late_xid INTO v_xid, v_id, v_taken, v_open, v_late_xid
+        FROM pgq.lease_0 l WHERE l.lane = v_lane ORDER BY l.id DESC LIMIT 1;
+        IF v_late_xid IS NOT NULL OR NOT v_open <@ running THEN
             RETURN NULL;
-        ELSIF v_job.id IS NULL THEN
-            v_unsure := v_unsure OR v_job.unsure;
+        END IF;
+        v_next := 1;
+        WHILE running[v_next] <= v_xid LOOP
+            v_next := v_next + 1;
+        END LOOP;
+        SELECT j.id, j.xid, j.task, j.payload, j.attempt, j.max_attempts, j.enqueued_at, j.headers INTO v_job
+        FROM pgq.job_0 j
+        WHERE j.lane = v_lane AND (j.xid, j.id) > (coalesce(v_xid, '0'), coalesce(v_id, 0))
+            AND j.xid < coalesce(running[v_next], horizon)
+        ORDER BY j.xid, j.id
+        LIMIT 1;
+        IF v_job.id IS NULL THEN
+            v_unsure := v_unsure OR running[v_next] IS NOT NULL;
             CONTINUE;
         END IF;
         INSERT INTO pgq.lease_0 (lane, claimed_at, expires_at, cursor_xid, cursor_id, taken, worker, job_ids, attempts, open_xids)
-        VALUES (v_lane, pgq._now(), expiry, v_job.xid, v_job.id, coalesce(v_job.taken, 0) + 1, who, ARRAY[v_job.id],
-            CASE WHEN v_job.attempt > 1 THEN ARRAY[v_job.attempt] END, v_job.open_xids)
+        VALUES (v_lane, pgq._now(), expiry, v_job.xid, v_job.id, coalesce(v_taken, 0) + 1, who, ARRAY[v_job.id],
+            CASE WHEN v_job.attempt > 1 THEN ARRAY[v_job.attempt] END, v_open)
         RETURNING id INTO v_lease;
         RETURN (v_job.id, v_lease, named, v_job.task, v_job.payload, v_job.attempt, coalesce(v_job.max_attempts, tries),
             pgq._priority(v_lane), v_job.enqueued_at, expiry, v_job.headers)::pgq.claimed_job;
@@ -311,7 +311,9 @@ CREATE FUNCTION pgq.claim(
     SET plan_cache_mode = force_generic_plan SET jit = off
 AS $$
 DECLARE
+    v_epoch bigint;
     v_queue record;
+    v_slots int[];
     v_ordered bigint[];
     v_line bigint;
     v_slot int;
@@ -319,22 +321,17 @@ DECLARE
     v_count int;
 BEGIN
     LOOP
+        v_epoch := pg_sequence_last_value('pgq.epoch');
         SELECT q.id, q.lanes, q.max_attempts, q.paused, pgq._now() + coalesce(lease_for, q.lease) AS expiry,
             pg_snapshot_xmax(pg_current_snapshot()) AS horizon, ARRAY(SELECT pg_snapshot_xip(pg_current_snapshot())) AS running,
             pg_current_xact_id_if_assigned() AS own, floor(random() * q.lanes)::int AS first,
             ARRAY(SELECT l.lane FROM pgq.line l WHERE l.queue_id = q.id ORDER BY l.lane) AS lines,
-            r.restored, CASE WHEN r.live | (1::bigint << r.slot) = 1::bigint << r.slot THEN ARRAY[r.slot] END AS slots,
+            pg_sequence_last_value('pgq.live') AS live, pg_sequence_last_value('pgq.restored') AS restored,
             NOT q.paused AND current_setting('transaction_isolation') = 'read committed' AND batch BETWEEN 1 AND 100000
                 AND (lease_for BETWEEN '1 millisecond' AND '1 year') IS NOT FALSE
-                AND (r.epoch >> 4) & 4294967295 = pgq._boot() AS sound
+                AND (v_epoch >> 4) & 4294967295 = pgq._boot() AS sound
         INTO v_queue
-        FROM pgq.queue q
-        CROSS JOIN LATERAL (
-            SELECT e.epoch, (e.epoch & 15)::int AS slot, pg_sequence_last_value('pgq.live') AS live,
-                pg_sequence_last_value('pgq.restored') AS restored
-            FROM pg_sequence_last_value('pgq.epoch') e (epoch)
-        ) r
-        WHERE q.name = claim.queue;
+        FROM pgq.queue q WHERE q.name = claim.queue;
         IF v_queue.sound IS NOT TRUE THEN
             PERFORM pgq._read_committed();
             PERFORM pgq._require('batch', batch BETWEEN 1 AND 100000, 'between 1 and 100000');
@@ -358,12 +355,11 @@ BEGIN
         -- Jobs of this very transaction would be visible, and taken too early: it may still roll back.
         v_queue.running := ARRAY(SELECT x FROM unnest(v_queue.running || v_queue.own) x ORDER BY x);
     END IF;
-    IF v_queue.slots IS NULL THEN
-        v_queue.slots := pgq._live_slots();
-    END IF;
+    v_slot := v_epoch & 15;
+    v_slots := CASE WHEN v_queue.live = 1::bigint << v_slot THEN ARRAY[v_slot] ELSE pgq._live_slots() END;
 
     FOREACH v_line IN ARRAY v_queue.lines LOOP
-        FOREACH v_slot IN ARRAY v_queue.slots LOOP
+        FOREACH v_slot IN ARRAY v_slots LOOP
             IF batch = 1 AND v_queue.restored = 0 THEN
                 -- by slot: v_slot
                 v_job := pgq._take_one_0(v_line & ~255::bigint, (v_line & 255)::int * v_queue.lanes, v_queue.first,
@@ -430,7 +426,7 @@ COMMENT ON FUNCTION pgq._split_0(bigint[]) IS 'Lets the jobs of these leases in 
 
 SELECT pgq._for_each_slot('pgq._split_0(bigint[])');
 
--- One attempt, ended. False if the lease does not hold the job, or no longer, or if it has not been split.
+-- One attempt of a lease of few, ended. False if the lease does not hold the job, or no longer, or has many.
 CREATE FUNCTION pgq._settle_0(job bigint, lease bigint, result jsonb) RETURNS boolean
     LANGUAGE plpgsql
 AS $$
@@ -438,14 +434,13 @@ BEGIN
     INSERT INTO pgq.outcome_0 (job_id, lease_id, at, kind, result)
     SELECT job, l.id, pgq._now(), 'done', result
     FROM pgq.lease_0 l
-    WHERE l.id = lease AND l.job_ids IS NOT NULL AND job = ANY (l.job_ids)
-        AND (NOT pgq._whole(l.job_ids)
-            OR EXISTS (SELECT FROM pgq.outcome_0 o WHERE o.lease_id = l.id AND o.job_id = 0 AND o.kind = 'split' OFFSET 0))
+    WHERE l.id = lease AND l.job_ids IS NOT NULL AND job = ANY (l.job_ids) AND NOT pgq._whole(l.job_ids)
     ON CONFLICT DO NOTHING;
     RETURN FOUND;
 END;
 $$;
-COMMENT ON FUNCTION pgq._settle_0(bigint, bigint, jsonb) IS 'Writes the outcome of one finished job in segment 0';
+COMMENT ON FUNCTION pgq._settle_0(bigint, bigint, jsonb) IS
+    'Writes the outcome of one finished job in segment 0, unless its lease may be ended as a whole';
 
 SELECT pgq._for_each_slot('pgq._settle_0(bigint,bigint,jsonb)');
 

@@ -16,6 +16,7 @@ from pgqueue.embedded import copy_installation
 from tests.build.catalog import Connection, counts, objects
 from tests.cluster import Cluster
 from tests.conftest import PLAIN_SQL, ROOT, fresh_database
+from tests.security.shadows import OVERLOADS, SHADOWS
 
 # One server with the extension serves them all.
 pytestmark = pytest.mark.xdist_group("install")
@@ -157,6 +158,23 @@ def test_extension_and_plain_script_make_the_same(dsn: str, extended: Cluster) -
     plain, extension = found
     assert plain == extension
     assert len(plain) > 100
+
+
+@pytest.mark.parametrize("path", ["evil, pg_catalog", "evil"])
+def test_what_lies_in_the_installers_search_path_is_not_used(
+    db: Connection, dsn: str, install: Install, path: str
+) -> None:
+    """Others may be allowed to create functions and operators there, and the installer is often a superuser."""
+    install(dsn)
+    expected = objects(db)
+    db.execute("CREATE SCHEMA evil")
+    db.execute(SHADOWS)
+    db.execute(OVERLOADS)
+    uninstall(db)
+    database = conninfo_to_dict(dsn)["dbname"]
+    db.execute(f"ALTER DATABASE {database} SET search_path = {path}".encode())
+    install(dsn)
+    assert objects(db) == expected
 
 
 def test_uninstalling_leaves_nothing_behind_even_after_use(db: Connection, dsn: str, install: Install) -> None:

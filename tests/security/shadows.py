@@ -77,18 +77,20 @@ DECLARE
     v_type text;
     v_operator text;
 BEGIN
-    FOREACH v_type IN ARRAY '{text,int4,int8,bool,regclass,regrole,regprocedure,oid,jsonb,timestamptz,xid8,name}'::text[]
+    FOREACH v_type IN ARRAY
+        '{text,int4,int8,bool,regclass,regrole,regprocedure,oid,jsonb,timestamptz,xid8,name}'::text[]
     LOOP
         EXECUTE format('CREATE FUNCTION evil.format(text, %s) RETURNS text %s', v_type, v_raise);
         EXECUTE format('CREATE FUNCTION evil.format(text, %s, text) RETURNS text %s', v_type, v_raise);
         EXECUTE format('CREATE FUNCTION evil.cardinality(%s[]) RETURNS int %s', v_type, v_raise);
         EXECUTE format('CREATE FUNCTION evil.unnest(%s[]) RETURNS SETOF %1$s %s', v_type, v_raise);
         EXECUTE format('CREATE FUNCTION evil.step(%s[], %1$s) RETURNS %1$s[] %s', v_type, v_raise);
-        EXECUTE format('CREATE AGGREGATE evil.array_agg(%s) (SFUNC = evil.step, STYPE = %1$s[], INITCOND = ''{}'')', v_type);
+        EXECUTE format('CREATE AGGREGATE evil.array_agg(%s) (SFUNC = evil.step, STYPE = %1$s[], INITCOND = ''{}'')',
+            v_type);
         FOREACH v_operator IN ARRAY '{=,<>,&&,@>,<@}'::text[] LOOP
             EXECUTE format('CREATE FUNCTION evil.%I(%s[], %2$s[]) RETURNS bool %s', v_operator, v_type, v_raise);
-            EXECUTE format('CREATE OPERATOR evil.%s (LEFTARG = %s[], RIGHTARG = %2$s[], FUNCTION = evil.%1$I)', v_operator,
-                v_type);
+            EXECUTE format('CREATE OPERATOR evil.%s (LEFTARG = %s[], RIGHTARG = %2$s[], FUNCTION = evil.%1$I)',
+                v_operator, v_type);
         END LOOP;
     END LOOP;
 END;

@@ -42,7 +42,7 @@ def test_the_shadows_are_real(db: Connection) -> None:
     for trap in [
         "format('%s', 1)",
         "format('%s', 'x'::text)",
-        "ARRAY[1::bigint] && ARRAY[1::bigint]",
+        "'{1}'::int8[] && '{1}'::int8[]",
         "array_agg(1::int8)",
     ]:
         db.execute("SET search_path = evil")  # pg_catalog comes first, and yet

@@ -21,7 +21,8 @@ A name with {N} stands for the sixteen functions of the segments.
 
 """
 QUERY = """
-    SELECT p.oid::regprocedure::text, ARRAY(SELECT has_function_privilege(r, p.oid, 'EXECUTE') FROM unnest(%s::text[]) r)
+    SELECT p.oid::regprocedure::text,
+        ARRAY(SELECT has_function_privilege(r, p.oid, 'EXECUTE') FROM unnest(%s::text[]) r)
     FROM pg_proc p WHERE p.pronamespace = 'pgq'::regnamespace
 """
 
@@ -65,7 +66,8 @@ def test_nobody_but_the_owner_reaches_what_is_internal(db: Connection, make_role
         reached = db.execute(
             """
             SELECT p.oid::regprocedure::text FROM pg_proc p
-            WHERE p.pronamespace = 'pgq'::regnamespace AND p.proname ~ '^_' AND has_function_privilege(%s, p.oid, 'EXECUTE')
+            WHERE p.pronamespace = 'pgq'::regnamespace AND p.proname ~ '^_'
+                AND has_function_privilege(%s, p.oid, 'EXECUTE')
             """,
             [make_role(kind)],
         ).fetchall()

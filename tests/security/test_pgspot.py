@@ -4,8 +4,8 @@ Not told to pgspot, because it cannot see it:
 
 * Internal functions do not pin the search_path. They are called only by functions that do (test_matrix.py proves that
   nobody else may), and a SET costs a microsecond per call and forbids inlining. So they are shown with one.
-* The bodies in PL/pgSQL are not looked into: pglast does not know the fields of a variable of a composite type and gives
-  up. With a pinned search_path there is nothing to find in them; test_hostile_path.py runs them all instead.
+* The bodies in PL/pgSQL are not looked into: pglast does not know the fields of a variable of a composite type, and
+  gives up. With a pinned search_path there is nothing to find in them; test_hostile_path.py runs them all instead.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def pinned(match: re.Match[str]) -> str:
 
 def run_pgspot(script: str) -> subprocess.CompletedProcess[str]:
     allowed = [f"--proc-without-search-path={function}" for function in UNPINNED]
-    command = [Path(sys.executable).with_name("pgspot"), "--no-plpgsql", *allowed]
+    command = [str(Path(sys.executable).with_name("pgspot")), "--no-plpgsql", *allowed]
     return subprocess.run(
         command, input=script, check=False, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )

@@ -33,7 +33,7 @@ MAY = """
 """
 
 
-@pytest.fixture(params=ROLES.values(), ids=ROLES)
+@pytest.fixture(params=list(ROLES.values()), ids=list(ROLES))
 def role(request: pytest.FixtureRequest, make_role: MakeRole) -> str:
     name: str = request.param
     make_role("nobody", name)

@@ -1,4 +1,4 @@
-"""The settings of a session or database change how SQL is read, planned and shown, and must not change what pgq does."""
+"""The settings of a session or database change how SQL is read, planned and shown, and must not change what is done."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ Catalog = dict[str, dict[str, Any]]
 
 # Whatever DROP SCHEMA pgq CASCADE would take with it.
 _MEMBERS = """
+    DROP TABLE IF EXISTS pg_temp.member;
     CREATE TEMPORARY TABLE member ON COMMIT DROP AS
     WITH RECURSIVE member (classid, objid) AS (
         SELECT 'pg_namespace'::regclass::oid, oid FROM pg_namespace WHERE nspname = 'pgq'

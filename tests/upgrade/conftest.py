@@ -77,7 +77,7 @@ def fresh() -> Callable[[Form, Version], Catalog]:
     @cache
     def fresh(form: Form, version: Version) -> Catalog:
         with form.database(version) as dsn, psycopg.connect(dsn, autocommit=True) as db:
-            return describe(db, pristine=True)
+            return describe(db)
 
     return fresh
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,14 +82,22 @@ def pgqueue(tree: Tree, dsn: str, *arguments: str, fails: bool = False) -> str:
     return run(sys.executable, "-c", code, *arguments, "--dsn", dsn, fails=fails, PYTHONPATH=str(tree.package))
 
 
-def describe(db: Connection, *, pristine: bool) -> Catalog:
-    """All that makes an installation, and if it is new, what it contains."""
+def describe(db: Connection, *, pristine: bool = True, but_for: Collection[str] = ()) -> Catalog:
+    """All that makes an installation, and if it is pristine, what it contains; but for the rights of these roles."""
     found: Catalog = {}
     for part in (objects(db), membership(db), contents(db) if pristine else {}):
         for name, properties in part.items():
             if not _PARTITION.search(name):
                 found.setdefault(name, {}).update(properties)
+    for properties in found.values():
+        if "acl" in properties:
+            properties["acl"] = [item for item in properties["acl"] if item.partition("=")[0] not in but_for]
     return found
+
+
+def without_contents(expected: Catalog) -> Catalog:
+    """What is expected of an installation that is in use."""
+    return {name: {k: v for k, v in what.items() if k != "contents"} for name, what in expected.items()}
 
 
 def unequal_partitions(db: Connection) -> list[str]:

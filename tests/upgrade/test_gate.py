@@ -20,7 +20,7 @@ def test_an_unused_installation_becomes_a_fresh_one(
     form.provide(upgrade)
     said = pgqueue(tree, old_dsn, "upgrade")
     assert f"pgq {upgrade.old.number} is now {upgrade.new.number}" in said
-    assert differences(describe(old_db, pristine=True), fresh(form, upgrade.new)) == []
+    assert differences(describe(old_db), fresh(form, upgrade.new)) == []
 
 
 def test_what_lies_in_the_search_path_of_who_upgrades_is_not_used(
@@ -32,5 +32,5 @@ def test_what_lies_in_the_search_path_of_who_upgrades_is_not_used(
     old_db.execute(OVERLOADS)
     with psycopg.connect(old_dsn, options="-c search_path=evil") as session:
         form.apply(session, upgrade)
-    found = {name: what for name, what in describe(old_db, pristine=True).items() if "evil" not in name}
+    found = {name: what for name, what in describe(old_db).items() if "evil" not in name}
     assert differences(found, fresh(form, upgrade.new)) == []

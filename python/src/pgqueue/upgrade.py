@@ -63,6 +63,8 @@ def _upgrade(connection: Connection, scripts: list[Traversable], wanted: str) ->
     owner = _value(connection, "SELECT pg_get_userbyid(nspowner) FROM pg_namespace WHERE nspname = 'pgq'")
     if owner is None:
         raise SchemaMissing("there is no pgq in this database", hint="Install it: pgqueue install")
+    if _value(connection, "SELECT current_setting('is_superuser')") == "on":
+        _become(connection, owner)  # even pgq.version() is code of his
     with translated():
         installed: str = _value(connection, QUERY)
     if numbers(installed) > numbers(wanted):
@@ -72,7 +74,7 @@ def _upgrade(connection: Connection, scripts: list[Traversable], wanted: str) ->
         )
     if installed == wanted:
         return installed, []
-    connection.execute("SELECT set_config('role', %s, true)", [owner])
+    _become(connection, owner)
     if _value(connection, "SELECT extversion FROM pg_extension WHERE extname = 'pgqueue'"):
         steps = _update_extension(connection, installed, wanted)
     else:
@@ -116,6 +118,10 @@ def _path(scripts: list[Traversable], installed: str, wanted: str) -> list[Trave
         at, script = steps.pop(at)
         path.append(script)
     return path
+
+
+def _become(connection: Connection, owner: str) -> None:
+    connection.execute("SELECT set_config('role', %s, true)", [owner])
 
 
 def _value(connection: Connection, query: str, *values: Any) -> Any:

@@ -22,7 +22,8 @@ from tests.conftest import PLAIN_SQL, ROOT
 
 EXTENSION = ROOT / f"build/pgqueue--{__version__}.sql"
 INTERNAL = re.compile(
-    r"^CREATE FUNCTION pgq\._.*?\bLANGUAGE (?:plpgsql|sql)\b(?P<options>.*?)^AS \$", re.DOTALL | re.MULTILINE
+    r"^CREATE (?:OR REPLACE )?FUNCTION pgq\._.*?\bLANGUAGE (?:plpgsql|sql)\b(?P<options>.*?)^AS \$",
+    re.DOTALL | re.MULTILINE,
 )
 PINNED = " SET search_path = pg_catalog, pg_temp\n"
 # Without a SET it is folded into the query, and it calls nothing.
@@ -34,17 +35,22 @@ def pinned(match: re.Match[str]) -> str:
     return text if "search_path" in match["options"] else text.replace("\nAS $", PINNED + "AS $", 1)
 
 
-def run_pgspot(script: str) -> subprocess.CompletedProcess[str]:
+def run_pgspot(script: str, *options: str) -> subprocess.CompletedProcess[str]:
     allowed = [f"--proc-without-search-path={function}" for function in UNPINNED]
-    command = [str(Path(sys.executable).with_name("pgspot")), "--no-plpgsql", *allowed]
+    command = [str(Path(sys.executable).with_name("pgspot")), "--no-plpgsql", *allowed, *options]
     return subprocess.run(
-        command, input=script, check=False, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        command,
+        input=INTERNAL.sub(pinned, script),
+        check=False,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
 
 
 @pytest.mark.parametrize("path", [PLAIN_SQL, EXTENSION], ids=["plain", "extension"])
 def test_pgspot_finds_nothing(path: Path) -> None:
-    done = run_pgspot(INTERNAL.sub(pinned, path.read_text()))
+    done = run_pgspot(path.read_text())
     assert done.returncode == 0, done.stdout
 
 

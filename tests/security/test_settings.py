@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from psycopg.types.string import TextLoader
 
-from tests.build.catalog import objects
+from tests.build.catalog import Catalog, objects
 from tests.cluster import Cluster
 from tests.conftest import PLAIN_SQL, Clock, fresh_database
 from tests.security.life import live
@@ -128,7 +128,7 @@ def site(cluster: Cluster, elsewhere: str) -> Iterator[Connection]:
             db.execute("DROP OWNED BY installer; DROP ROLE installer")
 
 
-def install(site: Connection, settings: Settings) -> list[str]:
+def install(site: Connection, settings: Settings) -> Catalog:
     """Install with these settings, say what there is, and remove it."""
     site.execute("ALTER ROLE installer RESET ALL")
     set_for(site, "installer", settings)
@@ -140,12 +140,12 @@ def install(site: Connection, settings: Settings) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def installed(site: Connection) -> list[str]:
+def installed(site: Connection) -> Catalog:
     return install(site, {})
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=named)
 def test_an_installer_with_these_settings_installs_the_same(
-    site: Connection, installed: list[str], settings: Settings
+    site: Connection, installed: Catalog, settings: Settings
 ) -> None:
     assert install(site, settings) == installed

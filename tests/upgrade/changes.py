@@ -363,7 +363,9 @@ CHANGES = [
         "to clean up after itself",
         "pgq._migrate",
         """
-        CREATE FUNCTION pgq._migrate() RETURNS void LANGUAGE sql AS $$ UPDATE pgq.queue SET notify = notify $$;
+        CREATE FUNCTION pgq._migrate() RETURNS void
+            LANGUAGE sql
+        AS $$ UPDATE pgq.queue SET notify = notify $$;
         SELECT pgq._migrate();
         DROP FUNCTION pgq._migrate();
         """,
@@ -465,8 +467,8 @@ _BY_HALF = [
     Mistake(
         "the other fifteen functions",
         "the functions of all segments",
-        "DROP FUNCTION pgq._lock(int);\n        SELECT pgq._for_each_slot('pgq._lock_0()');\n"
-        "        REVOKE ALL ON FUNCTION pgq._lock(int) FROM PUBLIC;",
+        "DROP FUNCTION pgq._lock(int);\nSELECT pgq._for_each_slot('pgq._lock_0()');\n"
+        "REVOKE ALL ON FUNCTION pgq._lock(int) FROM PUBLIC;",
         "",
         r"pgq._lock_\d+\(\): prosrc",
     ),

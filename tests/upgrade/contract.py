@@ -42,7 +42,8 @@ _LABELS = """
 """
 _ERRORS = """
     SELECT array_agg(DISTINCT m[1])
-    FROM pg_proc p, regexp_matches(p.prosrc, '''(PQ(?!000)\\d\\d\\d)''', 'g') m WHERE p.pronamespace = 'pgq'::regnamespace
+    FROM pg_proc p, regexp_matches(p.prosrc, '''(PQ(?!000)\\d\\d\\d)''', 'g') m
+    WHERE p.pronamespace = 'pgq'::regnamespace
 """
 
 

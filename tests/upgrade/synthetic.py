@@ -86,7 +86,7 @@ def statements(tree: Tree, change: Change) -> str:
         assert len(found) == 1, match[1]
         return f"CREATE OR REPLACE {found[0]}"
 
-    return re.sub(r"{(pgq\.\w+)}", definition, change.upgrade)
+    return re.sub(r"{(pgq\.\w+)}", definition, dedent(change.upgrade))
 
 
 def with_mistake(tree: Tree, script: str, mistake: Mistake) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.programs import ROOT, run
+from tests.security.test_pgspot import run_pgspot
 from tests.upgrade.synthetic import bump, copy_sources
 from tests.upgrade.tree import Tree
 
@@ -108,3 +109,11 @@ def test_no_script_begins_or_ends_a_transaction_or_speaks_to_psql(next_tree: Tre
             ]
             assert not {"COMMIT", "ROLLBACK", "START"} & set(words), script.name
             assert not [word for word in words if word.startswith("\\")], script.name
+
+
+def test_pgspot_finds_nothing_in_a_script(next_tree: Tree) -> None:
+    """But that it replaces what exists: nobody else can have put it into schema pgq."""
+    for tree in (next_tree, Tree(ROOT)):
+        for script in (tree.root / "build").glob("pgqueue--*--*.sql"):
+            done = run_pgspot(script.read_text(), "--ignore", "PS002", "--ignore", "PS015")
+            assert done.returncode == 0, done.stdout

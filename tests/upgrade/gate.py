@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import psycopg
@@ -46,10 +47,7 @@ class Form:
     @contextmanager
     def database(self, version: Version | None = None) -> Iterator[str]:
         """A fresh database, with a version installed."""
-        with contextmanager(fresh_database)(self.server, None) as dsn:
-            if version:
-                with psycopg.connect(dsn, autocommit=True) as db:
-                    self.install(db, version)
+        with contextmanager(fresh_database)(self.server, _template(self, version) if version else None) as dsn:
             yield dsn
 
     def install(self, db: Connection, version: Version) -> None:
@@ -74,6 +72,17 @@ class Form:
             for path in upgrade.extension:
                 (self._folder / path.name).write_text(change(path.read_text()))
             db.execute(sql.SQL("ALTER EXTENSION pgqueue UPDATE TO {}").format(upgrade.new.number))
+
+
+@cache
+def _template(form: Form, version: Version) -> str:
+    """Name of a database with a version, to be cloned."""
+    name = f"{form.name} {version.number} of {version.plain.parent}"[-60:]
+    with psycopg.connect(form.server.dsn(), autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    with psycopg.connect(form.server.dsn(name), autocommit=True) as db:
+        form.install(db, version)
+    return name
 
 
 def pgqueue(tree: Tree, dsn: str, *arguments: str, fails: bool = False) -> str:

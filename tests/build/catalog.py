@@ -42,6 +42,7 @@ _VOLATILE = {
     *("oid", "relfilenode", "relpages", "reltuples", "relallvisible", "relallfrozen", "relfrozenxid", "relminmxid"),
     *("reltoastrelid", "relhasindex", "relhasrules", "relhastriggers", "relhassubclass", "relrewrite", "relnatts"),
     *("attnum", "attcacheoff", "atthasmissing", "attmissingval", "indcheckxmin"),
+    "reltablespace",  # the choice of whoever installs
 }
 # Lists that mean the same in any order.
 _UNORDERED = {"reloptions", "attoptions", "proconfig", "acl", "attacl", "defaclacl", "toast options"}

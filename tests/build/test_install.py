@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import stat
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,31 +10,16 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from pgqueue.embedded import copy_installation
 from tests.build.catalog import Connection, counts, objects
 from tests.cluster import Cluster
 from tests.conftest import PLAIN_SQL, ROOT, fresh_database
+from tests.programs import make, run
+from tests.security.shadows import OVERLOADS, SHADOWS
 
 # One server with the extension serves them all.
 pytestmark = pytest.mark.xdist_group("install")
 
 Install = Callable[[str], None]
-
-
-@pytest.fixture(scope="module")
-def extended(cluster: Cluster, run_dir: Path) -> Iterator[Cluster]:
-    """A server of the same version into which `make install` has put the extension."""
-    if not (cluster.bin.parent / "share").is_dir():
-        pytest.skip("this PostgreSQL keeps its share directory elsewhere, so it cannot be copied")
-    bin_dir = copy_installation(cluster.bin, run_dir / "extended-postgresql")
-    pg_config = bin_dir / "pg_config"
-    if not pg_config.exists():  # the npm packages come without
-        pg_config.write_text(f'#!/bin/sh\necho "{bin_dir.parent}/share/postgresql"\n')
-        pg_config.chmod(pg_config.stat().st_mode | stat.S_IXUSR)
-    make("install", f"PG_CONFIG={pg_config}")
-    server = Cluster.create(run_dir / "extended", bin=bin_dir)
-    yield server
-    server.delete()
 
 
 @pytest.fixture
@@ -85,19 +68,6 @@ def install(request: pytest.FixtureRequest, extended: Cluster) -> Install:
 def uninstall(db: Connection) -> None:
     db.execute("DROP EXTENSION IF EXISTS pgqueue CASCADE")
     db.execute("DROP SCHEMA IF EXISTS pgq CASCADE")
-
-
-def run(*command: str | Path) -> None:
-    # MAKEFLAGS would hand down the outer make's jobs and variables.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
-    done = subprocess.run(
-        command, check=False, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    assert done.returncode == 0, done.stdout
-
-
-def make(*arguments: str) -> None:
-    run("make", "--silent", *arguments)
 
 
 def test_it_installs_and_tells_its_version(db: Connection, dsn: str, install: Install) -> None:
@@ -157,6 +127,23 @@ def test_extension_and_plain_script_make_the_same(dsn: str, extended: Cluster) -
     plain, extension = found
     assert plain == extension
     assert len(plain) > 100
+
+
+@pytest.mark.parametrize("path", ["evil, pg_catalog", "evil"])
+def test_what_lies_in_the_installers_search_path_is_not_used(
+    db: Connection, dsn: str, install: Install, path: str
+) -> None:
+    """Others may be allowed to create functions and operators there, and the installer is often a superuser."""
+    install(dsn)
+    expected = objects(db)
+    db.execute("CREATE SCHEMA evil")
+    db.execute(SHADOWS)
+    db.execute(OVERLOADS)
+    uninstall(db)
+    database = conninfo_to_dict(dsn)["dbname"]
+    db.execute(f"ALTER DATABASE {database} SET search_path = {path}".encode())
+    install(dsn)
+    assert objects(db) == expected
 
 
 def test_uninstalling_leaves_nothing_behind_even_after_use(db: Connection, dsn: str, install: Install) -> None:

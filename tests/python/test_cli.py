@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
@@ -93,24 +92,8 @@ def test_a_server_that_is_away_is_explained(run: Any) -> None:
     assert "/nonexistent" in result.output
 
 
-def test_upgrade(run: Any, fresh_dsn: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_upgrade_has_nothing_to_do(run: Any) -> None:
     assert run("upgrade").output == f"pgq {__version__} is up to date\n"
-    monkeypatch.setattr("pgqueue.__version__", "0.3.0")
-    result = run("upgrade", dsn=fresh_dsn)
-    assert result.exit_code == 1
-    assert "no way to upgrade" in result.output
-
-    folder = tmp_path / "upgrade"
-    folder.mkdir()
-    steps = {"0.1.0--0.2.0": "0.2.0", "0.2.0--0.3.0": "0.3.0", "0.2.0--0.9.0": "0.9.0"}
-    for step, version in steps.items():
-        (folder / f"pgqueue--{step}.sql").write_text(
-            f"CREATE OR REPLACE FUNCTION pgq.version() RETURNS text LANGUAGE sql AS $$ SELECT '{version}'::text $$"
-        )
-    monkeypatch.setattr(cli, "_packed", lambda: tmp_path)
-    result = run("upgrade", dsn=fresh_dsn)
-    assert result.output.splitlines()[-1] == f"pgq {__version__} is now 0.3.0"
-    assert "0.9.0" not in result.output
 
 
 def test_version(run: Any) -> None:

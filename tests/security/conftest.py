@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import psycopg
 import pytest
 from psycopg import sql
 
+from tests.conftest import PLAIN_SQL
 from tests.sql.support import Connect, Connection
 
 MakeRole = Callable[..., str]
@@ -35,3 +37,18 @@ def make_role(db: Connection) -> Iterator[MakeRole]:
 def connect_as(connect: Connect, make_role: MakeRole) -> Callable[[str], Connection]:
     """Connect as a new role of this kind."""
     return lambda kind: connect(user=make_role(kind))
+
+
+@pytest.fixture
+def owner(bare_dsn: str) -> Iterator[Connection]:
+    """A connection as the role that installed pgq, which may create schemas in this database and nothing else."""
+    with psycopg.connect(bare_dsn, autocommit=True) as admin:
+        database = admin.info.dbname
+        role = f"{database}_owner"
+        admin.execute(f"CREATE ROLE {role} LOGIN; GRANT CREATE ON DATABASE {database} TO {role}")
+        try:
+            with psycopg.connect(bare_dsn, user=role, autocommit=True) as connection:
+                connection.execute(PLAIN_SQL.read_bytes())
+                yield connection
+        finally:
+            admin.execute(f"DROP OWNED BY {role} CASCADE; DROP ROLE {role}")

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-import psycopg
 import pytest
-from psycopg import sql
 
-from tests.conftest import PLAIN_SQL
 from tests.security.conftest import MakeRole
 from tests.sql.support import (
     Connect,
@@ -95,24 +92,6 @@ def test_no_role_may_create_anything_in_the_schema(db: Connection, make_role: Ma
     assert one(db, "SELECT has_schema_privilege(%s, 'pgq', 'USAGE')", role) == (kind != "nobody")
 
 
-def test_nothing_is_granted_to_public(db: Connection, make_role: MakeRole) -> None:
-    for kind in MATRIX:
-        make_role(kind)
-    granted = """
-        SELECT o.what || ' ' || a.privilege_type
-        FROM (
-            SELECT p.oid::regprocedure::text, coalesce(p.proacl, acldefault('f', p.proowner))
-            FROM pg_proc p WHERE p.pronamespace = 'pgq'::regnamespace
-            UNION ALL
-            SELECT c.oid::regclass::text, c.relacl FROM pg_class c WHERE c.relnamespace = 'pgq'::regnamespace
-            UNION ALL
-            SELECT n.nspname, n.nspacl FROM pg_namespace n WHERE n.nspname = 'pgq'
-        ) o (what, acl), aclexplode(o.acl) a
-        WHERE a.grantee = 0
-    """
-    assert column(db, granted) == []
-
-
 def test_public_functions_run_as_the_owner_with_a_safe_path_and_helpers_do_not(db: Connection) -> None:
     definers = functions(db, "p.prosecdef")
     assert definers == MATRIX["admin"] - {"version"}
@@ -193,37 +172,3 @@ def test_a_role_may_be_both_producer_and_consumer(db: Connection, connect: Conne
     both = connect(user=role)
     enqueue(both)
     assert len(claim(both)) == 1
-
-
-@pytest.mark.parametrize("name", ['we"ird', "two words", "$$; DROP ROLE postgres; --", "Üñï☃", "x" * 63, "%s %I"])
-def test_rights_can_be_granted_to_a_role_of_any_name(
-    db: Connection, connect: Connect, make_role: MakeRole, name: str
-) -> None:
-    create(db)
-    make_role("nobody", name)
-    db.execute(sql.SQL("SELECT pgq.grant_admin({})").format(sql.Identifier(name).as_string()))
-    assert call(connect(user=name), "enqueue", "q") == 1
-
-
-def test_an_ordinary_role_can_own_everything(owner: Connection) -> None:
-    owner.execute(PLAIN_SQL.read_bytes())
-    create(owner)
-    enqueue(owner, 3)
-    ack(owner, claim(owner, 2))
-    enqueue(owner, delay="1 hour")
-    for _ in range(5):
-        call(owner, "maintain")
-        call(owner, "rotate", seal=True)
-    assert one(owner, "SELECT ready FROM pgq.stats()") == 1
-    owner.execute("SELECT * FROM pgq.doctor()")
-    call(owner, "drop_queue", "q", force=True)
-
-
-@pytest.fixture
-def owner(bare_dsn: str) -> Iterator[Connection]:
-    """A connection to an empty database as its owner, who is no superuser."""
-    with psycopg.connect(bare_dsn, autocommit=True) as admin:
-        name = admin.info.dbname
-        admin.execute(f"CREATE ROLE owner_{name} LOGIN; ALTER DATABASE {name} OWNER TO owner_{name}")
-    with psycopg.connect(bare_dsn, user=f"owner_{name}", autocommit=True) as connection:
-        yield connection

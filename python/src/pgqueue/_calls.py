@@ -11,7 +11,7 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cache, lru_cache
 from typing import Any, Final, Generic, Literal, NamedTuple, TypeAlias, TypeVar
@@ -113,6 +113,7 @@ class Call(Generic[T]):
     params: dict[str, Any]
     decode: Callable[[list[Row]], T]
     connection: AnyConnection | None
+    any_version: bool = False
 
 
 # The decoders
@@ -826,13 +827,13 @@ def doctor(*, connection: AnyConnection | None = None) -> Call[list[Finding]]:
 
 
 def version(*, connection: AnyConnection | None = None) -> Call[str]:
-    """Return the version of the installed schema pgq.
+    """Return the version of the installed schema pgq, whether this package works with it or not.
 
     Example:
         >>> client.version()
         '0.1.0'
     """
-    return _call(version, locals(), _value)
+    return replace(_call(version, locals(), _value), any_version=True)
 
 
 def grant_producer(role: str, *, connection: AnyConnection | None = None) -> Call[None]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import logging
-import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
     from importlib.abc import Traversable
 
     from pgqueue import App, Client
-
-_UPGRADE = re.compile(r"pgqueue--(.+)--(.+)\.sql")
 
 
 def _fail(message: str) -> NoReturn:
@@ -85,19 +82,18 @@ def install(client: Client) -> None:
 @main.command()
 @_database
 def upgrade(client: Client) -> None:
-    """Bring an installed pgq to the version of this package."""
-    installed, wanted = client.version(), pgqueue.__version__
-    if installed == wanted:
-        click.echo(f"pgq {installed} is up to date")
-        return
-    connection = _connection(client)
-    if connection.execute("SELECT FROM pg_extension WHERE extname = 'pgqueue'").fetchone():
-        connection.execute("ALTER EXTENSION pgqueue UPDATE")
-    else:
-        for script in _upgrade_path(installed, wanted):
-            connection.execute(script.read_bytes())
-            click.echo(f"applied {script.name}")
-    click.echo(f"pgq {installed} is now {client.version()}")
+    """Bring an installed pgq to the version of this package, as one transaction.
+
+    Run it as the owner of schema pgq or as a superuser, before the programs that use the new package start. Running
+    workers of the same major version may go on.
+    """
+    from pgqueue.upgrade import upgrade
+
+    folder = _packed() / "upgrade"
+    installed, steps = upgrade(_connection(client), folder.iterdir() if folder.is_dir() else (), pgqueue.__version__)
+    for step in steps:
+        click.echo(f"applied {step}")
+    click.echo(f"pgq {installed} is now {pgqueue.__version__}" if steps else f"pgq {installed} is up to date")
 
 
 @main.command()
@@ -258,27 +254,6 @@ def _load(path: str) -> App:
 def _packed() -> Traversable:
     """Return the directory of the packed SQL."""
     return files("pgqueue") / "sql"
-
-
-def _upgrade_path(installed: str, wanted: str) -> list[Traversable]:
-    """Return the packed scripts that lead from one version to another, the shortest way."""
-    folder = _packed() / "upgrade"
-    steps: dict[str, list[tuple[str, Traversable]]] = {}
-    for script in folder.iterdir() if folder.is_dir() else ():
-        if match := _UPGRADE.fullmatch(script.name):
-            steps.setdefault(match[1], []).append((match[2], script))
-    paths: list[tuple[str, list[Traversable]]] = [(installed, [])]
-    seen = {installed}
-    for at, path in paths:
-        if at == wanted:
-            return path
-        for target, script in steps.get(at, ()):
-            if target not in seen:
-                seen.add(target)
-                paths.append((target, [*path, script]))
-    _fail(
-        f"this package ({wanted}) has no way to upgrade pgq {installed}; use the package of that version or a newer one"
-    )
 
 
 def _connection(client: Client) -> Any:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 import psycopg
 from psycopg.rows import tuple_row
 
-from pgqueue import _calls
+from pgqueue import _calls, _versions
 from pgqueue._calls import Call, ClaimedJob, Finding, JobState, QueueStat
 from pgqueue.errors import translated
 
@@ -265,11 +265,16 @@ class AsyncClient(_Settings):
 
 def _execute(connection: psycopg.Connection[Any], call: Call[T]) -> T:
     with connection.cursor(row_factory=tuple_row) as cursor:
+        if not (call.any_version or _versions.is_checked(connection)):
+            _versions.checked(connection, cursor.execute(_versions.QUERY).fetchall())
         return call.decode(cursor.execute(call.sql, call.params).fetchall())
 
 
 async def _async_execute(connection: psycopg.AsyncConnection[Any], call: Call[T]) -> T:
     async with connection.cursor(row_factory=tuple_row) as cursor:
+        if not (call.any_version or _versions.is_checked(connection)):
+            await cursor.execute(_versions.QUERY)
+            _versions.checked(connection, await cursor.fetchall())
         await cursor.execute(call.sql, call.params)
         return call.decode(await cursor.fetchall())
 

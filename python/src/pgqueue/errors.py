@@ -102,7 +102,7 @@ class SchemaMissing(PgqError):
 
 
 class VersionMismatch(PgqError):
-    """The schema pgq of this database does not have a function that this package calls."""
+    """The schema pgq of this database and this package do not fit together: one of them is too old."""
 
     sqlstate = "42883"
 

@@ -12,6 +12,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow
 
+from pgqueue import _versions
 from pgqueue._calls import Call
 from pgqueue.errors import from_psycopg
 
@@ -30,6 +31,7 @@ DEFAULTS = {
     "keepalives_count": "3",
     "tcp_user_timeout": "30000",
 }
+_FIRST = f"{_versions.QUERY}, pg_backend_pid()"
 # connection exception, conflict with others, out of resources, operator intervention, system error
 TRANSIENT_CLASSES = {"08", "40", "53", "57", "58"}
 # read-only (the server is a standby now), lock_timeout
@@ -89,9 +91,11 @@ class Link:
                 self._conninfo, autocommit=True, prepare_threshold=self._prepare_threshold
             )
             try:
-                cursor = await connection.execute("SELECT pg_backend_pid()", prepare=False)
+                cursor = await connection.execute(_FIRST, prepare=False)
+                rows = await cursor.fetchall()
+                _versions.checked(connection, rows)
                 # A pooler has pids of its own. It may give each statement to another session.
-                self.pooled = await cursor.fetchone() != (connection.info.backend_pid,)
+                self.pooled = rows[0][1] != connection.info.backend_pid
                 if self.pooled:
                     connection.prepare_threshold = None
                 if self._setup is not None:

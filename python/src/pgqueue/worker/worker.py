@@ -92,6 +92,7 @@ class Worker:
         Raises:
             QueueNotFound: one of the queues does not exist.
             SchemaMissing: pgq is not installed in this database.
+            VersionMismatch: it is too old for this package, or too new.
         """
         before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
         for number in before:
@@ -133,6 +134,7 @@ class Worker:
         Raises:
             QueueNotFound: one of the queues does not exist.
             SchemaMissing: pgq is not installed in this database.
+            VersionMismatch: it is too old for this package, or too new.
         """
         wake = Wake()
         leases = Leases()

@@ -1,0 +1,67 @@
+"""A whole life of a queue through every public function, to be lived again under hostile circumstances."""
+
+from __future__ import annotations
+
+from tests.conftest import Clock
+from tests.sql.support import Connection, call, claim, ids, leases, refused, rows
+
+RESERVED: dict[str, tuple[object, ...]] = {
+    "snooze": (1, 16, "1 minute"),
+    "cancel": (1,),
+    "schedule": ("s", "* * * * *", "q"),
+    "unschedule": ("s",),
+    "try_exclusive": ("s",),
+}
+
+# No operator and no function: this is looked up in the session's own search_path.
+ARCHIVED = "SELECT id, lease, kind, attempt, priority, worker, payload, headers, result, error FROM pgq.archive"
+
+
+def live(db: Connection, clock: Clock) -> list[object]:
+    """Call every public function that does something, and say what came back."""
+    seen: list[object] = []
+    call(db, "create_queue", "q", lease="1 hour", shards=1, max_attempts=3, retention="1 day")
+    call(db, "alter_queue", "q", backoff="1 second")
+    made = [call(db, "enqueue", "q", {"n": n}, priority=n % 2) for n in range(3)]
+    made += rows(db, "enqueue_many", "q", ["1", "2", "3", "4"], headers={"a": 1})
+    made += [call(db, "enqueue", "q", delay="1 hour")]
+    call(db, "watch", ["q"])
+    call(db, "unwatch", ["q"])
+    call(db, "pause", "q")
+    seen.append(len(claim(db)))
+    call(db, "resume", "q")
+    first = claim(db)
+    jobs = first + claim(db, 10, lease_for="2 hours", worker="w")
+    seen.append(sorted(ids(jobs)) == made[:7])
+    call(db, "ack", jobs[0].id, jobs[0].lease, {"ok": True})
+    seen.append(len(rows(db, "ack_many", ids(jobs[:2]), leases(jobs[:2]))))
+    seen.append(call(db, "reject", jobs[2].id, jobs[2].lease, "e"))
+    seen.append(call(db, "reject", jobs[3].id, jobs[3].lease, "e", retry=False))
+    seen.append(len(rows(db, "reject_many", [jobs[4].id], [jobs[4].lease], ["e"])))
+    seen.append(len(rows(db, "release", [jobs[5].id], [jobs[5].lease])))
+    call(db, "extend", jobs[6].lease, "3 hours")
+    seen.append(len(rows(db, "extend_many", [jobs[6].lease])))
+    seen.append(call(db, "redrive", "q"))
+    clock.advance(7200)
+    seen.append(call(db, "promote"))
+    seen.append(call(db, "reap"))
+    for _ in range(4):
+        call(db, "rotate", seal=True)
+    clock.advance(7200)
+    maintained = call(db, "maintain")
+    seen.append((maintained["promoted"], maintained["reaped"]))
+    seen.append(len(rows(db, "job_status", jobs[0].id)))
+    seen.append([row[:7] for row in db.execute("SELECT * FROM pgq.stats()")])
+    seen.append(len(rows(db, "doctor")))
+    seen.append(call(db, "purge", "q"))
+    clock.advance(60)
+    for _ in range(10):
+        call(db, "rotate", seal=True)
+    archived = sorted(row for row in db.execute(ARCHIVED).fetchall() if row[0] >= made[0])
+    seen.append([(id - made[0], *what) for id, lease, *what in archived])
+    seen.append(call(db, "version"))
+    call(db, "drop_queue", "q", force=True)
+    for function, arguments in RESERVED.items():
+        with refused("0A000"):
+            call(db, function, *arguments)
+    return seen

@@ -30,7 +30,7 @@ Connection = psycopg.Connection[Any]
 def prepare(db: Connection) -> None:
     """Make what the load needs, in a database with pgq."""
     with Client(connection=db) as client:
-        client.create_queue(QUEUE, backoff=0, max_attempts=10_000, shards=4)
+        client.create_queue(QUEUE, backoff=0, max_attempts=10_000, lease=3, shards=4)
     # What the application writes in the transaction of an enqueue, and of an ack.
     db.execute("CREATE TABLE request (tag text PRIMARY KEY); CREATE TABLE effect (job bigint, lease bigint)")
 
@@ -214,7 +214,7 @@ def start_worker(dsn: str, path: Path, name: str, *options: str) -> subprocess.P
         return subprocess.Popen(
             [
                 sys.executable, "-c", code, "tests.failover.app:app", "--dsn", dsn, "--queue", QUEUE, "--name", name,
-                "--concurrency", "4", "--lease", "5 seconds", "--poll", "0.2", *options,
+                "--concurrency", "4", "--poll", "0.2", *options,
             ],
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(package), "FAILOVER_NAME": name, "FAILOVER_HISTORY": str(path)},

@@ -64,10 +64,11 @@ class Node(Cluster):
             process.kill()
         eventually(lambda: not any(map(_alive, self._killed)), "the death of the server")
 
-    def start(self) -> None:
-        # A dead process that nobody has waited for still has its number, which PostgreSQL takes for a running server.
+    @property
+    def running(self) -> bool:
+        """Whether the server is up. A dead process that is not buried still has its number, which pg_ctl falls for."""
         psutil.wait_procs(self._killed, timeout=60)
-        super().start()
+        return super().running
 
     def configure(self, **settings: str) -> None:
         """Change settings of the running server. Has taken effect, wherever that matters here, on return."""
@@ -94,7 +95,7 @@ class Node(Cluster):
 
     def rewind(self, source: Node) -> None:
         """Forget what the other server does not know, and learn what it does. This one must be down."""
-        psutil.wait_procs(self._killed, timeout=60)
+        assert not self.running
         self._run("pg_rewind", "--no-sync", "-D", self.data, f"--source-server={source.tcp()}")
 
     def follow(self, source: Node) -> None:
@@ -129,7 +130,7 @@ class Pair:
         self.primary, self.standby = (
             Node(path / name, bin_dir=bin_dir, config={**SETTINGS, "port": free_port()}) for name in "ab"
         )
-        self.path = path
+        self._whole = False
         # The order of the hosts in the connection string never changes, whoever is the primary.
         self._ports = f"{self.primary.port},{self.standby.port}"
 
@@ -155,6 +156,7 @@ class Pair:
             self.primary.configure(synchronous_standby_names="*")
             # Whoever was acknowledged without waiting has flushed his commit before this position.
             self._caught_up("sync")
+        self._whole = True
 
     def _caught_up(self, state: str) -> None:
         now = self.primary.fetch("SELECT pg_current_wal_flush_lsn()")
@@ -164,12 +166,14 @@ class Pair:
 
     def cut(self) -> None:
         """Let the standby hear nothing more, so that it falls behind."""
+        self._whole = False
         self.standby.configure(primary_conninfo="")
         query = "SELECT count(*) FROM pg_stat_replication"
         eventually(lambda: self.primary.fetch(query) == 0, "the standby is cut off")
 
     def fail(self) -> None:
         """Kill the primary with all its sessions."""
+        self._whole = False
         self.primary.kill()
 
     def promote(self) -> None:
@@ -209,6 +213,11 @@ class Pair:
         self.standby.rewind(self.primary)
         self.standby.follow(self.primary)
         self.wait_in_sync()
+
+    def mend(self) -> None:
+        """Bring the old primary back after a promotion, unless that was done."""
+        if not self._whole:
+            self.rejoin()
 
     def delete(self) -> None:
         """Stop both, and delete them."""

@@ -27,7 +27,7 @@ REPORT = Path(__file__).parent.parent.parent / "build/failover.json"
 @click.option("--keep", is_flag=True, help="Keep the histories and logs of the clients.")
 def main(count: int, asynchronous: bool, jobs: int, seed: int | None, pg: str, keep: bool) -> None:
     """Kill the primary under load, promote the standby, bring the old one back, again and again."""
-    logging.getLogger("psycopg.pool").setLevel(logging.ERROR)  # it tells of each server that is no primary
+    logging.getLogger("psycopg").setLevel(logging.ERROR)  # it tells of each server that is no primary
     seed = secrets.randbelow(1_000_000) if seed is None else seed
     click.echo(f"failover: {count} rounds, {'a' if asynchronous else ''}synchronous, --seed {seed}")
     root = Path(tempfile.mkdtemp(prefix="pgq-failover-", dir="/tmp"))

@@ -133,10 +133,7 @@ def _acknowledged(told: Told, final: Final, losses: Losses, verdict: Verdict) ->
     by_worker = {(done.id, done.worker) for done in final.done}
     for event in told["ack", "ok"]:
         assert event.id is not None
-        if event.lease is None:
-            found = (event.id, event.by) in by_worker
-        else:
-            found = (event.id, event.lease) in by_lease
+        found = (event.id, event.by) in by_worker if event.lease is None else (event.id, event.lease) in by_lease
         must = losses.survives(event)
         if must and not found:
             verdict.broken.append(f"ack lost: {event}")

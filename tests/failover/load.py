@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 
 import pgqueue
-from pgqueue import Client, ClaimedJob, LeaseLost
+from pgqueue import ClaimedJob, Client, LeaseLost
 from tests.failover.history import Writer
 
 ROOT = Path(__file__).parent.parent.parent
@@ -179,7 +179,9 @@ def produce(db: Connection, writer: Writer, tags: list[str], dice: random.Random
             with db.cursor() as cursor:
                 cursor.executemany("INSERT INTO request VALUES (%s)", [(tag,) for tag in tags])
             payloads = [{"tag": tag, "fail": dice.random() < 0.03} for tag in tags]
-            ids = Client(connection=db).enqueue_many(QUEUE, payloads, task="work", priority=dice.choice([0, 0, 0, -1, 1]))
+            ids = Client(connection=db).enqueue_many(
+                QUEUE, payloads, task="work", priority=dice.choice([0, 0, 0, -1, 1])
+            )
             txn = _txn(db)
     except GONE:
         for tag in tags:

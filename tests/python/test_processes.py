@@ -34,6 +34,7 @@ def started(db: Database) -> int:
     return int(row[0])
 
 
+@pytest.mark.direct("gates are locks of a session")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("task", ["wait", "wait_async"])
 def test_a_signal_lets_running_jobs_finish(
@@ -51,6 +52,7 @@ def test_a_signal_lets_running_jobs_finish(
     assert started(db) == 2
 
 
+@pytest.mark.direct("gates are locks of a session")
 @pytest.mark.parametrize("task", ["wait", "block"])
 def test_a_second_signal_ends_at_once(
     client: Client, db: Database, start_worker: Start, closed: Callable[[], None], task: str
@@ -65,6 +67,7 @@ def test_a_second_signal_ends_at_once(
     closed()
 
 
+@pytest.mark.direct("gates are locks of a session")
 def test_a_killed_worker_loses_nothing(
     client: Client, db: Database, start_worker: Start, closed: Callable[[], None]
 ) -> None:

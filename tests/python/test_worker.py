@@ -224,6 +224,7 @@ def test_it_works_on_several_queues(app: App, client: Client, running: Running) 
     assert {"q", "other"} == set(seen[:20]), "one queue starves"
 
 
+@pytest.mark.direct("LISTEN belongs to a session")
 @pytest.mark.parametrize("listen", [True, False])
 def test_an_idle_worker_takes_new_jobs(app: App, client: Client, running: Running, listen: bool) -> None:
     seen: list[int] = []
@@ -239,6 +240,7 @@ def test_an_idle_worker_takes_new_jobs(app: App, client: Client, running: Runnin
             eventually(lambda n=n: len(seen) == n + 1)  # type: ignore[misc]
 
 
+@pytest.mark.direct("watch belongs to a session")
 def test_an_idle_worker_wakes_for_scheduled_jobs(app: App, client: Client, running: Running, until: Until) -> None:
     job = app.task("note", queue="q")(lambda: None).using(delay=0.3).enqueue()
     with running(poll=60.0, maintain=False):
@@ -293,6 +295,7 @@ def test_a_lost_lease_is_noticed_and_the_late_ack_changes_nothing(
     assert status(client, job).result != 1
 
 
+@pytest.mark.direct("terminates sessions")
 def test_it_survives_the_loss_of_all_its_connections(
     app: App, client: Client, running: Running, db: psycopg.Connection[Any]
 ) -> None:
@@ -313,6 +316,39 @@ def test_it_survives_the_loss_of_all_its_connections(
             )
         eventually(lambda: set(seen) == set(range(500)))
         eventually(lambda: client.stats()[0].running == 0)
+
+
+@pytest.mark.direct("terminates a session")
+@pytest.mark.parametrize("name", ["claim", "settle", "heartbeat", "listen", "maintain"])
+def test_it_survives_the_loss_of_any_one_connection(
+    app: App, client: Client, running: Running, db: psycopg.Connection[Any], name: str
+) -> None:
+    seen: list[int] = []
+    gate = threading.Event()
+
+    @app.task("note", queue="q")
+    def note(n: int) -> None:
+        seen.append(n)
+        if n == 1:
+            gate.wait(60)  # long enough for the heartbeat to be needed, before and after
+
+    sessions = "FROM pg_stat_activity WHERE datname = current_database() AND application_name = %s AND pid <> ALL (%s)"
+
+    def pids(*without: int) -> list[int]:
+        return [pid for (pid,) in db.execute(f"SELECT pid {sessions}", [f"pgq-worker/{name}", list(without)])]
+
+    with running(poll=0.1, lease=1):
+        note.enqueue(0)
+        note.enqueue(1)
+        eventually(lambda: sorted(seen) == [0, 1] and pids(), f"a job runs, and {name} is connected", timeout=60)
+        before = pids()
+        db.execute("SELECT pg_terminate_backend(pid, 60000) FROM unnest(%s::int[]) pid", [before])
+        eventually(lambda: pids(*before), f"{name} is connected again", timeout=60)
+        note.enqueue(2)
+        eventually(lambda: set(seen) == {0, 1, 2}, timeout=60)
+        gate.set()
+        eventually(lambda: client.stats()[0].running == 0, timeout=60)
+    assert sorted(set(seen)) == [0, 1, 2]
 
 
 def test_it_survives_a_restart_of_the_server(app: App, client: Client, running: Running, cluster: Cluster) -> None:
@@ -427,6 +463,7 @@ def test_it_needs_no_rights_but_those_of_a_consumer(
         db.execute("DROP OWNED BY only_consumer; DROP ROLE only_consumer")
 
 
+@pytest.mark.direct("watch belongs to a session")
 def test_a_busy_worker_no_longer_asks_to_be_notified(
     app: App, client: Client, running: Running, db: psycopg.Connection[Any]
 ) -> None:

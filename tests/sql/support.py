@@ -168,11 +168,14 @@ def eventually(condition: Callable[[], object], what: str = "it", timeout: float
 
 
 def until_blocked(db: Connection, other: Connection) -> None:
-    """Wait until the other session waits for a lock."""
+    """Wait until the other session waits for a lock. Behind a pooler, which hides it: until any one does."""
+    query = """
+        SELECT count(*) FROM pg_stat_activity a
+        WHERE a.datname = current_database() AND a.wait_event_type = 'Lock'
+            AND (a.pid = %s OR NOT EXISTS (SELECT FROM pg_stat_activity o WHERE o.pid = %s))
+    """
     pid = other.info.backend_pid
-    eventually(
-        lambda: one(db, "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = %s", pid), "the lock wait"
-    )
+    eventually(lambda: one(db, query, pid, pid), "the lock wait")
 
 
 # What may happen to the segment of a claimed job before the job is settled --------------------------------------------

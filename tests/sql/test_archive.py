@@ -249,6 +249,7 @@ def test_partitions_are_dropped_when_their_time_is_over(db: Connection, clock: C
     assert not [last for _, last in bounds(db) if last < clock.now()]
 
 
+@pytest.mark.direct("a setting of the session")
 def test_a_partition_that_somebody_reads_is_dropped_later(db: Connection, connect: Connect, clock: Clock) -> None:
     create(db, retention="1 day")
     enqueue(db)
@@ -267,6 +268,7 @@ def test_a_partition_that_somebody_reads_is_dropped_later(db: Connection, connec
     assert archive(db) == []
 
 
+@pytest.mark.direct("a setting of the session")
 def test_the_archive_may_be_read_by_the_day(db: Connection, clock: Clock) -> None:
     """A session in any time zone archives the same."""
     create(db, retention="1 day")
@@ -323,6 +325,7 @@ def test_a_large_segment_is_archived_in_several_calls(db: Connection) -> None:
     assert one(db, "SELECT count(DISTINCT id) FROM pgq.archive") == COUNT
 
 
+@pytest.mark.direct("terminates the session")
 def test_a_call_that_is_killed_in_the_midst_of_archiving_loses_and_doubles_nothing(
     db: Connection, connect: Connect
 ) -> None:
@@ -357,6 +360,7 @@ def test_a_call_that_is_killed_in_the_midst_of_archiving_loses_and_doubles_nothi
     assert one(db, "SELECT count(DISTINCT id) FROM pgq.archive") == COUNT
 
 
+@pytest.mark.direct("terminates the session")
 def test_a_call_that_is_killed_in_the_midst_of_carrying_loses_and_doubles_nothing(
     db: Connection, connect: Connect, clock: Clock
 ) -> None:

@@ -159,6 +159,7 @@ def test_a_claim_rolled_back_to_a_savepoint_gives_the_jobs_back(db: Connection, 
     assert taken + ids(claim(db, 10)) == made
 
 
+@pytest.mark.direct("terminates the session")
 def test_claimed_jobs_of_a_killed_session_come_back(db: Connection, connect: Connect) -> None:
     create(db, shards=1)
     made = enqueue(db, 3)
@@ -193,6 +194,7 @@ def test_a_claim_never_waits_long_for_a_held_lane(db: Connection, connect: Conne
     assert time.monotonic() - began < 5
 
 
+@pytest.mark.direct("looks at the session")
 def test_more_claimers_than_shards_get_no_false_empty(db: Connection, connect: Connect) -> None:
     create(db, shards=1)
     holder, claimer = connect(autocommit=False), connect()

@@ -33,6 +33,8 @@ from tests.sql.support import (
     status,
 )
 
+pytestmark = pytest.mark.direct("the server crashes and restarts")
+
 GONE = (psycopg.OperationalError, psycopg.InterfaceError)
 
 

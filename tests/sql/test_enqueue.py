@@ -287,6 +287,7 @@ def test_a_strict_transaction_does_not_enqueue_into_a_queue_dropped_since(db: Co
         call(producer, "enqueue", "q")
 
 
+@pytest.mark.direct("watch belongs to a session")
 @pytest.mark.parametrize("end", ["COMMIT", "ROLLBACK"])
 @pytest.mark.parametrize("turned", [False, True], ids=["still", "ring turned"])
 def test_two_phase_commit_enqueues_into_a_queue_without_notify(

@@ -84,8 +84,8 @@ class Shop:
     def _claim(self, number: int) -> None:
         dice = random.Random(self.seed * 1000 + number)
         db = self.connect(autocommit=False)
-        db.execute("SET synchronous_commit = off")
         while not self.stop.is_set():
+            db.execute("SET LOCAL synchronous_commit = off")
             jobs = db.execute("SELECT id, lease FROM pgq.claim('q', %s)", [dice.choice([1, 1, 2, 7, 50])]).fetchall()
             if dice.random() < ROLL_BACK:
                 db.rollback()

@@ -167,6 +167,7 @@ def test_an_extended_lease_is_reaped_when_the_extension_is_over(db: Connection, 
     assert call(db, "reap") == 0
 
 
+@pytest.mark.direct("a setting of the session")
 def test_an_extension_that_is_not_committed_is_not_waited_for(db: Connection, connect: Connect, clock: Clock) -> None:
     create(db, lease="1 minute")
     enqueue(db)
@@ -202,6 +203,7 @@ def test_a_claim_that_commits_late_is_reaped_by_the_slow_sweep(db: Connection, c
     assert (again.id, again.attempt) == (late.id, 2)
 
 
+@pytest.mark.direct("a setting of the session")
 def test_an_ack_that_is_going_on_is_not_waited_for_long(db: Connection, connect: Connect, clock: Clock) -> None:
     create(db, shards=1, lease="1 minute")
     enqueue(db, 3)
@@ -311,6 +313,7 @@ def test_maintain_that_is_rolled_back_has_done_nothing(db: Connection, connect: 
     assert len(ack(db, jobs)) == 4
 
 
+@pytest.mark.direct("a setting of the session")
 def test_maintain_does_not_wait_for_those_who_work(db: Connection, connect: Connect, clock: Clock) -> None:
     create(db, shards=1, lease="1 minute")
     enqueue(db, 3)

@@ -27,6 +27,8 @@ from tests.sql.support import (
     rotate,
 )
 
+pytestmark = pytest.mark.direct("plans are cached in a session, under its settings")
+
 BIG = re.compile(r"^(job|lease|outcome)(_\d+)?$")
 
 

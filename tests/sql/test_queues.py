@@ -549,6 +549,7 @@ def healthy(db: Connection, clock: Clock) -> Connection:
     return db
 
 
+@pytest.mark.direct("looks at the session")
 def test_the_doctor_names_the_session_that_holds_a_lane(healthy: Connection, connect: Connect, clock: Clock) -> None:
     enqueue(healthy)
     holder = connect(autocommit=False)
@@ -580,6 +581,7 @@ def test_the_doctor_sees_that_nobody_claims(healthy: Connection, clock: Clock, p
     assert "no_claims" not in findings(healthy)
 
 
+@pytest.mark.direct("looks at the session")
 @pytest.mark.parametrize("prepared", [False, True], ids=["a session", "a prepared transaction"])
 def test_the_doctor_names_who_still_inserts_into_a_sealed_segment(
     healthy: Connection, connect: Connect, clock: Clock, prepared: bool
@@ -604,6 +606,7 @@ def test_the_doctor_names_who_still_inserts_into_a_sealed_segment(
     assert "segment_held" not in findings(healthy)
 
 
+@pytest.mark.direct("looks at the session")
 def test_the_doctor_names_who_keeps_a_segment_from_being_truncated(healthy: Connection, connect: Connect) -> None:
     enqueue(healthy)
     ack(healthy, claim(healthy))

@@ -214,6 +214,7 @@ def test_two_reapers_at_once_reap_once(db: Connection, connect: Connect, clock: 
     assert stats(db) == {"ready": 3}
 
 
+@pytest.mark.direct("a setting of the session")
 @pytest.mark.parametrize("function", ["promote", "reap", "rotate", "maintain"])
 def test_maintenance_never_waits_for_maintenance(db: Connection, connect: Connect, clock: Clock, function: str) -> None:
     create(db)

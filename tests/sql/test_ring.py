@@ -202,6 +202,7 @@ def fill_ring(db: Connection, connect: Connect) -> None:
     reader.rollback()
 
 
+@pytest.mark.direct("a setting of the session")
 def test_a_slot_that_a_transaction_truncated_is_not_opened_before_its_end(db: Connection, connect: Connect) -> None:
     create(db, shards=1)
     fill_ring(db, connect)
@@ -255,6 +256,7 @@ def test_many_sessions_rotate_at_once_and_one_turn_is_made_at_a_time(connect: Co
     assert one(db, "SELECT count(*) FROM pgq.archive") == len(expected)
 
 
+@pytest.mark.direct("a setting of the session")
 def test_a_rotation_does_not_wait_for_another(connect: Connect, db: Connection) -> None:
     create(db)
     enqueue(db)
@@ -480,6 +482,7 @@ def waits(db: Connection, other: Connection) -> bool:
     return bool(one(db, "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = %s", pid))
 
 
+@pytest.mark.direct("looks at the session")
 def test_an_extension_made_while_its_job_is_moved_is_respected(db: Connection, connect: Connect, clock: Clock) -> None:
     create(db, lease="2 minutes")
     enqueue(db)
@@ -503,6 +506,7 @@ def test_an_extension_made_while_its_job_is_moved_is_respected(db: Connection, c
 # A reader that takes its time -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.direct("a setting of the session")
 def test_when_no_segment_can_be_truncated_the_open_one_grows_and_nothing_is_lost(
     db: Connection, connect: Connect
 ) -> None:
@@ -525,6 +529,7 @@ def test_when_no_segment_can_be_truncated_the_open_one_grows_and_nothing_is_lost
     assert not {code for code, _ in findings(db)} & {"ring_full", "segment_locked"}
 
 
+@pytest.mark.direct("a setting of the session")
 def test_nobody_waits_behind_a_truncation_that_has_to_wait(db: Connection, connect: Connect) -> None:
     """A lock request that waits would make all later ones wait, too."""
     create(db)
@@ -569,6 +574,7 @@ def test_one_read_table_is_enough_to_put_a_truncation_off(db: Connection, connec
     assert call(db, "rotate")["truncated"] == 0
 
 
+@pytest.mark.direct("a setting of the session")
 def test_maintenance_does_not_wait_for_a_reader_of_the_archive(db: Connection, connect: Connect) -> None:
     """A dump reads it for hours, and the archive needs a new partition for today's jobs."""
     create(db)

@@ -24,6 +24,8 @@ from tests.sql.support import (
     status,
 )
 
+pytestmark = pytest.mark.direct("LISTEN and watch belong to a session")
+
 
 def test_enqueue_tells_who_waits_the_name_of_the_queue(db: Connection, connect: Connect) -> None:
     create(db)

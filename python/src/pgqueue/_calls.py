@@ -879,8 +879,13 @@ _HELD = ", ".join(HeldJob._fields[:-1]) + ", " + _IN_SECONDS.format("expires_at"
 
 
 def claim_held(queue: str, batch: int, lease_for: Interval | None, worker: str) -> Call[list[HeldJob]]:
-    """Claim; the expiry comes as seconds from now."""
-    return _call(claim, locals(), lambda rows: list(map(HeldJob._make, rows)), _HELD)
+    """Claim without waiting for the disk; the expiry comes as seconds from now.
+
+    A claim that is lost in a crash is a job still there. The setting ends with the statement's own transaction, so that
+    behind a pooler no other client inherits it. The connection must be in autocommit mode.
+    """
+    call = _call(claim, locals(), lambda rows: list(map(HeldJob._make, rows)), _HELD)
+    return replace(call, sql=f"{call.sql}, set_config('synchronous_commit', 'off', true)")
 
 
 def extend_held(leases: Iterable[int], lease_for: Interval | None) -> Call[dict[int, float]]:

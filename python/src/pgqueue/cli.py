@@ -200,6 +200,7 @@ def show(client: Client, id: int, as_json: bool) -> None:
 @click.option("--lease", help="How long claimed jobs are held, as in '1 minute'; else the queue's setting.")
 @click.option("--poll", default=1.0, show_default=True, help="Seconds after which an idle worker looks by itself.")
 @click.option("--listen/--no-listen", default=True, help="Let the database wake the worker (not through a pooler).")
+@click.option("--listen-dsn", help="Connection string that avoids a pooler; else PGQUEUE_LISTEN_DSN, else --dsn.")
 @click.option("--maintain/--no-maintain", default=True, help="Call pgq.maintain() about every second.")
 @click.option("--grace", default=25.0, show_default=True, help="Seconds for running jobs to finish after SIGTERM.")
 @click.option("--drain", "mode", flag_value="drain", help="End when no job is ready.")

@@ -72,8 +72,8 @@ class Client(_Settings):
         connection: use the caller's connection, and with it the caller's transaction, instead of a pool.
             Every method also takes ``connection=`` for one call.
         pool_size: the most connections of its own pool. They are opened when needed.
-        prepare_threshold: psycopg's setting: prepare a statement after so many uses. Behind a pooler in
-            transaction mode that does not know prepared statements (PgBouncer before 1.21) pass None.
+        prepare_threshold: psycopg's setting: prepare a statement after so many uses. Behind a pooler, which may not
+            know prepared statements (PgBouncer before 1.21), its own connections prepare none.
 
     Safe to share between threads, unless it has a caller's connection.
 
@@ -116,7 +116,7 @@ class Client(_Settings):
             if self._pool is None:
                 from psycopg_pool import ConnectionPool
 
-                self._pool = ConnectionPool(**self._pool_settings, check=_check)
+                self._pool = ConnectionPool(**self._pool_settings, configure=_configure, check=_check)
                 self._pool.open()
             return self._pool
 
@@ -215,7 +215,7 @@ class AsyncClient(_Settings):
             if self._pool is None:
                 from psycopg_pool import AsyncConnectionPool
 
-                self._pool = AsyncConnectionPool(**self._pool_settings, check=_async_check)
+                self._pool = AsyncConnectionPool(**self._pool_settings, configure=_async_configure, check=_async_check)
                 await self._pool.open()
             return self._pool
 
@@ -277,6 +277,22 @@ async def _async_execute(connection: psycopg.AsyncConnection[Any], call: Call[T]
             _versions.checked(connection, await cursor.fetchall())
         await cursor.execute(call.sql, call.params)
         return call.decode(await cursor.fetchall())
+
+
+# A pooler has process ids of its own, and may give each transaction to another session.
+_PID = "SELECT pg_backend_pid()"
+
+
+def _configure(connection: psycopg.Connection[Any]) -> None:
+    row = connection.execute(_PID, prepare=False).fetchone()
+    if row != (connection.info.backend_pid,):
+        connection.prepare_threshold = None
+
+
+async def _async_configure(connection: psycopg.AsyncConnection[Any]) -> None:
+    row = await (await connection.execute(_PID, prepare=False)).fetchone()
+    if row != (connection.info.backend_pid,):
+        connection.prepare_threshold = None
 
 
 def _has_news(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> bool:

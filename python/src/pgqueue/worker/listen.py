@@ -73,7 +73,7 @@ class Listener:
         try:
             result = await self._link.call(call)
         except _Pooled:
-            log.warning("listen: there is a pooler in between, so the worker polls")
+            log.warning("listen: there is a pooler in between, so the worker polls; --listen-dsn can lead around it")
             self._polling = True
             return None
         except psycopg.Error as error:

@@ -131,6 +131,7 @@ class Settler:
 
         settled = await self._link.insist(call, pause)
         self._leases.drop(jobs)
+        log.debug("%s: jobs %s", what, settled)
         if len(settled) < len(jobs):
             lost = sorted({job.id for job in jobs} - set(settled))
             if attempts:

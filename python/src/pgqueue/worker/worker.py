@@ -44,7 +44,9 @@ class Worker:
         lease: how long claimed jobs are held (timedelta, seconds, or text), extended while they run; None: the
             queue's setting. It is also how long the jobs of a worker that was killed wait for another one.
         poll: seconds after which an idle worker looks by itself.
-        listen: let the database wake an idle worker. Not possible through a pooler in transaction mode.
+        listen: let the database wake an idle worker. Needs a session of its own, so not through a pooler.
+        listen_dsn: connection string for that session, directly to the server if the app's own leads to a pooler;
+            None takes the environment variable PGQUEUE_LISTEN_DSN, and without it the app's.
         maintain: call ``pgq.maintain()`` about every second.
         grace: seconds that running jobs get to finish when the worker stops. The others are released.
         mode: ``forever``; ``drain``: until no job is ready; ``once``: one job.
@@ -63,6 +65,7 @@ class Worker:
         lease: Interval | None = None,
         poll: float = 1.0,
         listen: bool = True,
+        listen_dsn: str | None = None,
         maintain: bool = True,
         grace: float = 25.0,
         mode: Mode = "forever",
@@ -79,6 +82,7 @@ class Worker:
         self._lease = lease
         self._poll = poll
         self._listen = listen
+        self._listen_dsn = os.environ.get("PGQUEUE_LISTEN_DSN") if listen_dsn is None else listen_dsn
         self._maintain = maintain
         self._grace = grace
         self._mode = mode
@@ -138,11 +142,12 @@ class Worker:
         """
         wake = Wake()
         leases = Leases()
-        claims = self._link("claim", setup=_claim_cheaply)
+        claims = self._link("claim", setup=_read_quickly)
         settles = self._link("settle")
         settler = Settler(settles, leases)
         runner = self._runner = Runner(self.concurrency, settler, wake)
-        listener = Listener(self.app.dsn, self.queues, self._notified) if self._listen else None
+        listen_dsn = self.app.dsn if self._listen_dsn is None else self._listen_dsn
+        listener = Listener(listen_dsn, self.queues, self._notified) if self._listen else None
         fetcher = self._fetcher = Fetcher(
             claims,
             listener,
@@ -209,11 +214,8 @@ class Worker:
         return Link(self.app.dsn, name, prepare_threshold=self.app.prepare_threshold, **settings)
 
 
-async def _claim_cheaply(connection: Connection, pooled: bool) -> None:
-    """Let claims commit without waiting for the disk: a claim lost in a crash is a job still there."""
+async def _read_quickly(connection: Connection, pooled: bool) -> None:
     connection.adapters.register_loader("jsonb", _JsonbLoader)
-    if not pooled:
-        await connection.execute("SET synchronous_commit = off")
 
 
 class _JsonbLoader(Loader):

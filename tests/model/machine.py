@@ -1,0 +1,385 @@
+"""The state machine: hypothesis draws the steps, the world does them.
+
+What is drawn never depends on the state of the world: numbers, of which a step takes what it needs to choose among what
+is there. A step that makes no sense at the moment is not done. So the same draws are the same test, whatever happens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+
+from tests.model.data import Settings
+from tests.model.model import Pair
+from tests.model.transactions import OUTSIDE, Transaction
+from tests.model.world import SYNC, World
+
+QUEUES = ["line", "wide", "o\"d'd %s", "späť"]
+
+# Some functions have no place in the model.
+NOT_DRIVEN = {
+    "version": "a constant, held against the name of the install script in tests/build",
+    "grant_producer": "rights are held against a golden matrix, in tests/security",
+    "grant_consumer": "rights are held against a golden matrix, in tests/security",
+    "grant_admin": "rights are held against a golden matrix, in tests/security",
+}
+DRIVEN: dict[str, str] = {}
+
+RESERVED = {
+    "snooze": "SELECT pgq.snooze(1, 16, '1 minute')",
+    "cancel": "SELECT pgq.cancel(1)",
+    "schedule": "SELECT pgq.schedule('n', '* * * * *', 'line')",
+    "unschedule": "SELECT pgq.unschedule('n')",
+    "try_exclusive": "SELECT pgq.try_exclusive('n')",
+}
+WRONG = [
+    ("SELECT pgq.enqueue('line', priority => 101)", "22023"),
+    ("SELECT pgq.enqueue('line', NULL)", "22004"),
+    ("SELECT pgq.enqueue('line', run_at => 'now', delay => '1 s')", "22023"),
+    ("SELECT pgq.enqueue_many('line', '{NULL}')", "22004"),
+    ("SELECT pgq.enqueue('no such queue')", "PQ002"),
+    ("SELECT pgq.claim('line', 0)", "22023"),
+    ("SELECT pgq.claim(NULL)", "22004"),
+    ("SELECT pgq.ack_many('{1,2}', '{16}')", "22023"),
+    ("SELECT pgq.release('{1}', NULL)", "22004"),
+    ("SELECT pgq.reject(1, 16, retry => NULL)", "22004"),
+    ("SELECT pgq.extend_many('{16}', '0')", "22023"),
+    ("SELECT pgq.create_queue('')", "22023"),
+    ("SELECT pgq.create_queue('new', shards => 65)", "22023"),
+    ("SELECT pgq.alter_queue('no such queue', shards => 2)", "PQ002"),
+    ("SELECT pgq.job_status(NULL)", "22004"),
+    ("SELECT pgq.watch('{no such queue}')", "PQ002"),
+]
+
+T = TypeVar("T")
+Step = TypeVar("Step", bound=Callable[..., None])
+
+
+def drives(*functions: str) -> Callable[[Step], Step]:
+    """Say which functions of schema pgq a rule calls."""
+
+    def note(step: Step) -> Step:
+        DRIVEN.update(dict.fromkeys(functions, step.__name__))
+        return step
+
+    return note
+
+
+MINUTES = [timedelta(0), timedelta(seconds=1), timedelta(seconds=20), timedelta(minutes=2), timedelta(hours=1)]
+PASSING = [
+    *[timedelta(milliseconds=50), timedelta(seconds=1), timedelta(seconds=3), timedelta(seconds=31)],
+    *[timedelta(seconds=61), timedelta(minutes=6), timedelta(hours=2), timedelta(days=2)],
+]
+SETTINGS = [
+    Settings(shards=1, lease=timedelta(seconds=30), max_attempts=3),
+    Settings(shards=3, lease=timedelta(minutes=1), max_attempts=2, retention=timedelta(days=1)),
+    Settings(shards=1, retention=timedelta(0), notify=False, backoff=timedelta(0), max_attempts=1),
+    Settings(shards=2, backoff=timedelta(seconds=10), backoff_max=timedelta(seconds=30), lease=timedelta(seconds=5)),
+]
+CHANGES: list[dict[str, Any]] = [
+    {"shards": 1},
+    {"shards": 3},
+    {"max_attempts": 1},
+    {"max_attempts": 4},
+    {"lease": timedelta(seconds=10)},
+    {"retention": timedelta(0)},
+    {"retention": timedelta(days=3)},
+    {"notify": False},
+    {"notify": True},
+    {"backoff": timedelta(seconds=5), "backoff_max": timedelta(seconds=5)},
+]
+# Mostly pairs that are good.
+PICKS = ["held", "held", "held", "held", "held", "known", "known", "crossed", "repeated", "null", "foreign"]
+
+who = st.integers(0, len(SYNC) - 1)
+number = st.integers(0, 999)
+queue = st.sampled_from([0, 0, 0, 1, 1, 2, 3])
+duration = st.none() | st.sampled_from([timedelta(milliseconds=1), *MINUTES[1:]])
+pick = st.tuples(st.sampled_from(PICKS), number)
+picks = st.lists(pick, min_size=1, max_size=5)
+worker = st.none() | st.just("worker 1")
+once_in_eight = st.sampled_from([False] * 7 + [True])
+job_options = st.fixed_dictionaries(
+    {},
+    optional={
+        "priority": st.sampled_from([0, -100, 7]),
+        "delay": st.sampled_from(MINUTES),
+        "max_attempts": st.sampled_from([1, 2, 5]),
+        "task": st.just("task"),
+        "headers": st.just({"trace": "1"}),
+    },
+)
+
+
+class Machine(RuleBasedStateMachine):
+    """Draws steps for a world."""
+
+    world: World
+    make_world: Callable[[], World]
+
+    @initialize(shards=st.sampled_from([1, 1, 2]))
+    def start(self, shards: int) -> None:
+        self.world = type(self).make_world()
+        self.steps = 0
+        self.world.create_queue(0, QUEUES[0], Settings(shards=shards, max_attempts=3))
+        self.world.create_queue(0, QUEUES[1], SETTINGS[1])
+
+    # Choosing among what is there -------------------------------------------------------------------------------------
+
+    def view(self, who: int) -> Transaction:
+        return self.world.sessions[who].tx or OUTSIDE
+
+    def frozen(self, who: int) -> bool:
+        """Whether the session is in a REPEATABLE READ transaction, in which a producer only produces."""
+        return self.view(who).snapshot is not None
+
+    def pairs(self, who: int, picks: list[tuple[str, int]]) -> list[Pair]:
+        """Jobs and leases to settle: good ones, and such as a confused worker might send."""
+        pairs: list[Pair] = []
+        held, handed = self.world.held(who), self.world.handed
+        for kind, n in picks:
+            if kind == "null":
+                pairs.append([(None, None), (1, None), (None, 16)][n % 3])
+            elif kind == "foreign":
+                pairs.append((n + 1, n * 7))
+            elif kind == "held" and held:
+                pairs.append(held[n % len(held)])
+            elif kind == "known" and handed:
+                pairs.append(handed[-1 - n % len(handed)])
+            elif kind == "crossed" and handed:
+                pairs.append((handed[n % len(handed)][0], handed[n // 7 % len(handed)][1]))
+            elif kind == "repeated" and pairs:
+                pairs.append(pairs[-1])
+        return pairs
+
+    def after(self, *sessions: int) -> None:
+        """Compare what outsiders see, and what those sessions see who have just done something."""
+        self.steps += 1
+        full = self.steps % 6 == 0
+        self.world.check(full=full)
+        for session in sessions:
+            self.world.check_session(session, full=full)
+
+    # Transactions -----------------------------------------------------------------------------------------------------
+
+    @rule(who=who, repeatable_read=once_in_eight)
+    def begin(self, who: int, repeatable_read: bool) -> None:
+        if not self.world.sessions[who].tx:
+            self.world.begin(who, repeatable_read=repeatable_read)
+
+    @rule(who=who)
+    def commit(self, who: int) -> None:
+        if self.world.sessions[who].tx:
+            self.world.commit(who)
+            self.after()
+
+    @rule(who=who)
+    def rollback(self, who: int) -> None:
+        if self.world.sessions[who].tx:
+            self.world.rollback(who)
+            self.after()
+
+    @rule(who=who, number=number, what=st.sampled_from(["savepoint", "savepoint", "rollback_to", "release"]))
+    def savepoint(self, who: int, number: int, what: str) -> None:
+        tx = self.world.sessions[who].tx
+        if tx is None:
+            return
+        if what == "savepoint":
+            self.world.savepoint(who, f"s{number % 2}")
+        elif tx.savepoints:
+            name = tx.savepoints[number % len(tx.savepoints)][0]
+            (self.world.rollback_to if what == "rollback_to" else self.world.release_savepoint)(who, name)
+        self.after(who)
+
+    # Producing --------------------------------------------------------------------------------------------------------
+
+    @drives("enqueue")
+    @rule(who=who, queue=queue, options=st.just({}) | job_options)
+    def enqueue(self, who: int, queue: int, options: dict[str, Any]) -> None:
+        self.world.enqueue(who, QUEUES[queue], **options)
+        self.after(who)
+
+    @drives("enqueue_many")
+    @rule(who=who, queue=queue, count=st.integers(0, 6), options=st.just({}) | job_options, at=st.none() | number)
+    def enqueue_many(self, who: int, queue: int, count: int, options: dict[str, Any], at: int | None) -> None:
+        if at is not None and "delay" not in options:
+            options = {**options, "run_at": self.world.model.now + timedelta(seconds=at - 300)}
+        self.world.enqueue_many(who, QUEUES[queue], count, **options)
+        self.after(who)
+
+    # Claiming and settling --------------------------------------------------------------------------------------------
+
+    @drives("claim")
+    @rule(who=who, queue=queue, batch=st.sampled_from([1, 1, 2, 3, 5, 100]), lease_for=duration, worker=worker)
+    def claim(self, who: int, queue: int, batch: int, lease_for: timedelta | None, worker: str | None) -> None:
+        self.world.claim(who, QUEUES[queue], batch, lease_for=lease_for, worker=worker)
+        self.after(who)
+
+    @drives("claim")
+    @rule(who=who, queue=queue, batch=st.sampled_from([1, 3]))
+    def claim_simply(self, who: int, queue: int, batch: int) -> None:
+        self.world.claim(who, QUEUES[queue], batch)
+        self.after(who)
+
+    @drives("ack")
+    @rule(who=who, pick=pick, result=st.none() | st.just({"ok": 1}))
+    def ack(self, who: int, pick: tuple[str, int], result: Any) -> None:
+        for pair in self._settled(who, [pick]):
+            self.world.ack(who, pair, result)
+            self.after(who)
+
+    @drives("ack_many")
+    @rule(who=who, picks=picks, results=st.booleans())
+    def ack_many(self, who: int, picks: list[tuple[str, int]], results: bool) -> None:
+        if pairs := self._settled(who, picks):
+            self.world.ack_many(who, pairs, [{"job": id} for id, _ in pairs] if results else None)
+            self.after(who)
+
+    @drives("reject")
+    @rule(
+        who=who,
+        pick=pick,
+        error=st.none() | st.just("bad"),
+        retry_in=duration,
+        retry=st.sampled_from([True, True, False]),
+    )
+    def reject(
+        self, who: int, pick: tuple[str, int], error: str | None, retry_in: timedelta | None, retry: bool
+    ) -> None:
+        for pair in self._settled(who, [pick]):
+            self.world.reject(who, pair, error=error, retry_in=retry_in, retry=retry)
+            self.after(who)
+
+    @drives("reject_many")
+    @rule(who=who, picks=picks, errors=st.booleans())
+    def reject_many(self, who: int, picks: list[tuple[str, int]], errors: bool) -> None:
+        if pairs := self._settled(who, picks):
+            self.world.reject_many(who, pairs, [f"error of {id}" for id, _ in pairs] if errors else None)
+            self.after(who)
+
+    @drives("release")
+    @rule(who=who, picks=picks)
+    def release(self, who: int, picks: list[tuple[str, int]]) -> None:
+        if pairs := self._settled(who, picks):
+            self.world.release(who, pairs)
+            self.after(who)
+
+    def _settled(self, who: int, picks: list[tuple[str, int]]) -> list[Pair]:
+        return [] if self.frozen(who) else self.pairs(who, picks)
+
+    @drives("extend", "extend_many")
+    @rule(who=who, picks=picks, lease_for=duration, many=st.booleans())
+    def extend(self, who: int, picks: list[tuple[str, int]], lease_for: timedelta | None, many: bool) -> None:
+        leases = [lease for _, lease in self._settled(who, picks)]
+        if many and leases:
+            self.world.extend_many(who, leases, lease_for)
+        elif leases:
+            self.world.extend(who, leases[0], lease_for)
+        self.after(who)
+
+    # Maintenance ------------------------------------------------------------------------------------------------------
+
+    @drives("promote", "reap", "rotate", "maintain")
+    @rule(who=who, what=st.sampled_from(["promote", "reap", "maintain", "rotate"]))
+    def maintain(self, who: int, what: str) -> None:
+        getattr(self.world, what)(who)
+        self.after(who)
+
+    @rule(who=who, turns=st.integers(1, 5))
+    def rotate(self, who: int, turns: int) -> None:
+        for _ in range(turns):
+            self.world.rotate(who)
+        self.after(who)
+
+    # Queues -----------------------------------------------------------------------------------------------------------
+
+    @drives("create_queue")
+    @rule(who=who, queue=queue, settings=st.sampled_from(SETTINGS), if_not_exists=st.booleans())
+    def create_queue(self, who: int, queue: int, settings: Settings, if_not_exists: bool) -> None:
+        if not self.frozen(who):
+            self.world.create_queue(who, QUEUES[queue], settings, if_not_exists=if_not_exists)
+            self.after(who)
+
+    @drives("alter_queue")
+    @rule(who=who, queue=queue, changes=st.sampled_from(CHANGES))
+    def alter_queue(self, who: int, queue: int, changes: dict[str, Any]) -> None:
+        if not self.frozen(who):
+            self.world.alter_queue(who, QUEUES[queue], **changes)
+            self.after(who)
+
+    @drives("pause", "resume")
+    @rule(who=who, queue=queue, pause=st.booleans())
+    def pause(self, who: int, queue: int, pause: bool) -> None:
+        if not self.frozen(who):
+            (self.world.pause if pause else self.world.resume)(who, QUEUES[queue])
+            self.after(who)
+
+    @drives("purge", "drop_queue")
+    @rule(who=who, queue=queue, drop=st.booleans(), force=st.booleans())
+    def clear(self, who: int, queue: int, drop: bool, force: bool) -> None:
+        """Not while others have transactions open: it would wait for them, for seconds."""
+        if self.world.model.busy_elsewhere(self.view(who)):
+            return
+        if drop:
+            self.world.drop_queue(who, QUEUES[queue], force=force)
+        else:
+            self.world.purge(who, QUEUES[queue])
+        self.after(who)
+
+    @drives("redrive")
+    @rule(who=who, queue=queue, ids=st.none() | st.lists(number, max_size=3))
+    def redrive(self, who: int, queue: int, ids: list[int] | None) -> None:
+        if not self.frozen(who):
+            dead = [place.job.id for place in self.world.model.places(self.view(who), "dead")]
+            chosen = None if ids is None else [dead[n % len(dead)] if dead else n for n in ids]
+            self.world.redrive(who, QUEUES[queue], chosen)
+            self.after(who)
+
+    # Waiting workers --------------------------------------------------------------------------------------------------
+
+    @drives("watch", "unwatch")
+    @rule(queue=queue, watch=st.sampled_from([True, True, False]))
+    def watch(self, queue: int, watch: bool) -> None:
+        (self.world.watch if watch else self.world.unwatch)(QUEUES[queue])
+
+    # Time, and accidents ----------------------------------------------------------------------------------------------
+
+    @rule(by=st.sampled_from(PASSING))
+    def advance(self, by: timedelta) -> None:
+        self.world.advance(by)
+        self.after()
+
+    @rule(who=who, terminate=st.booleans())
+    def disconnect(self, who: int, terminate: bool) -> None:
+        self.world.disconnect(who, terminate=terminate)
+        self.after()
+
+    @rule(mode=st.sampled_from(["fast", "immediate", "immediate"]), really=once_in_eight)
+    def restart(self, mode: str, really: bool) -> None:
+        if really:
+            self.world.restart(mode)
+
+    # Looking ----------------------------------------------------------------------------------------------------------
+
+    @drives("stats", "job_status", "doctor")
+    @rule(who=who)
+    def look(self, who: int) -> None:
+        self.world.doctor(who)
+        self.world.check(full=True)
+        self.world.check_session(who, full=True)
+
+    @drives(*RESERVED)
+    @rule(who=who, wrong=st.sampled_from([*WRONG, *((query, "0A000") for query in RESERVED.values())]))
+    def refuse(self, who: int, wrong: tuple[str, str]) -> None:
+        if not self.frozen(who):
+            query, sqlstate = wrong
+            self.world.refuses(who, query, [], sqlstate)
+            self.after(who)
+
+    def teardown(self) -> None:
+        if hasattr(self, "world"):
+            self.world.finish()

@@ -92,6 +92,7 @@ CHANGES: list[dict[str, Any]] = [
     {"notify": True},
     {"backoff": timedelta(seconds=5), "backoff_max": timedelta(seconds=5)},
 ]
+ACCIDENTS = ["close", "close", "terminate", "terminate", "fast", "immediate", "immediate"]
 # Mostly pairs that are good.
 PICKS = ["held", "held", "held", "held", "held", "known", "known", "crossed", "repeated", "null", "foreign"]
 
@@ -102,6 +103,8 @@ duration = st.none() | st.sampled_from([timedelta(milliseconds=1), *MINUTES[1:]]
 pick = st.tuples(st.sampled_from(PICKS), number)
 picks = st.lists(pick, min_size=1, max_size=5)
 worker = st.none() | st.just("worker 1")
+error = st.none() | st.just("bad")
+changes = st.sampled_from(CHANGES)
 once_in_eight = st.sampled_from([False] * 7 + [True])
 job_options = st.fixed_dictionaries(
     {},
@@ -166,33 +169,28 @@ class Machine(RuleBasedStateMachine):
 
     # Transactions -----------------------------------------------------------------------------------------------------
 
-    @rule(who=who, repeatable_read=once_in_eight)
-    def begin(self, who: int, repeatable_read: bool) -> None:
-        if not self.world.sessions[who].tx:
+    @rule(who=who, repeatable_read=once_in_eight, name=number)
+    def begin(self, who: int, repeatable_read: bool, name: int) -> None:
+        """Or a savepoint, if there is a transaction already."""
+        if self.world.sessions[who].tx:
+            self.world.savepoint(who, f"s{name % 2}")
+        else:
             self.world.begin(who, repeatable_read=repeatable_read)
 
-    @rule(who=who)
-    def commit(self, who: int) -> None:
+    @rule(who=who, commit=st.sampled_from([True, True, False]))
+    def end(self, who: int, commit: bool) -> None:
         if self.world.sessions[who].tx:
-            self.world.commit(who)
+            (self.world.commit if commit else self.world.rollback)(who)
             self.after()
 
-    @rule(who=who)
-    def rollback(self, who: int) -> None:
-        if self.world.sessions[who].tx:
-            self.world.rollback(who)
-            self.after()
-
-    @rule(who=who, number=number, what=st.sampled_from(["savepoint", "savepoint", "rollback_to", "release"]))
-    def savepoint(self, who: int, number: int, what: str) -> None:
+    @rule(who=who, number=number, rollback=st.sampled_from([True, True, False]))
+    def savepoint(self, who: int, number: int, rollback: bool) -> None:
         tx = self.world.sessions[who].tx
-        if tx is None:
-            return
-        if what == "savepoint":
-            self.world.savepoint(who, f"s{number % 2}")
-        elif tx.savepoints:
+        if tx and tx.savepoints:
             name = tx.savepoints[number % len(tx.savepoints)][0]
-            (self.world.rollback_to if what == "rollback_to" else self.world.release_savepoint)(who, name)
+            (self.world.rollback_to if rollback else self.world.release_savepoint)(who, name)
+        elif tx:
+            self.world.savepoint(who, f"s{number % 2}")
         self.after(who)
 
     # Producing --------------------------------------------------------------------------------------------------------
@@ -216,14 +214,23 @@ class Machine(RuleBasedStateMachine):
     @drives("claim")
     @rule(who=who, queue=queue, batch=st.sampled_from([1, 1, 2, 3, 5, 100]), lease_for=duration, worker=worker)
     def claim(self, who: int, queue: int, batch: int, lease_for: timedelta | None, worker: str | None) -> None:
+        self._fill(who, queue)
         self.world.claim(who, QUEUES[queue], batch, lease_for=lease_for, worker=worker)
         self.after(who)
 
     @drives("claim")
-    @rule(who=who, queue=queue, batch=st.sampled_from([1, 3]))
+    @rule(who=who, queue=queue, batch=st.sampled_from([1, 1, 3]))
     def claim_simply(self, who: int, queue: int, batch: int) -> None:
+        self._fill(who, queue)
         self.world.claim(who, QUEUES[queue], batch)
         self.after(who)
+
+    def _fill(self, who: int, queue: int) -> None:
+        """So that there is something to claim."""
+        model, view = self.world.model, self.view(who)
+        found = model.queue(view, QUEUES[queue])
+        if found and not model.places(view, "ready", found.serial):
+            self.world.enqueue_many(who, QUEUES[queue], 3)
 
     @drives("ack")
     @rule(who=who, pick=pick, result=st.none() | st.just({"ok": 1}))
@@ -240,13 +247,7 @@ class Machine(RuleBasedStateMachine):
             self.after(who)
 
     @drives("reject")
-    @rule(
-        who=who,
-        pick=pick,
-        error=st.none() | st.just("bad"),
-        retry_in=duration,
-        retry=st.sampled_from([True, True, False]),
-    )
+    @rule(who=who, pick=pick, error=error, retry_in=duration, retry=st.sampled_from([True, True, True, False]))
     def reject(
         self, who: int, pick: tuple[str, int], error: str | None, retry_in: timedelta | None, retry: bool
     ) -> None:
@@ -268,9 +269,6 @@ class Machine(RuleBasedStateMachine):
             self.world.release(who, pairs)
             self.after(who)
 
-    def _settled(self, who: int, picks: list[tuple[str, int]]) -> list[Pair]:
-        return [] if self.frozen(who) else self.pairs(who, picks)
-
     @drives("extend", "extend_many")
     @rule(who=who, picks=picks, lease_for=duration, many=st.booleans())
     def extend(self, who: int, picks: list[tuple[str, int]], lease_for: timedelta | None, many: bool) -> None:
@@ -281,14 +279,27 @@ class Machine(RuleBasedStateMachine):
             self.world.extend(who, leases[0], lease_for)
         self.after(who)
 
+    def _settled(self, who: int, picks: list[tuple[str, int]]) -> list[Pair]:
+        if self.frozen(who):
+            return []
+        if not self.world.held(who):
+            queue = picks[0][1] % 2
+            self._fill(who, queue)
+            self.world.claim(who, QUEUES[queue], 1 + picks[0][1] % 4)
+        return self.pairs(who, picks)
+
     # Maintenance ------------------------------------------------------------------------------------------------------
 
-    @drives("promote", "reap", "rotate", "maintain")
-    @rule(who=who, what=st.sampled_from(["promote", "reap", "maintain", "rotate"]))
-    def maintain(self, who: int, what: str) -> None:
+    @drives("promote", "reap", "maintain")
+    @rule(who=who, what=st.sampled_from(["promote", "reap", "maintain"]), wait=st.booleans())
+    def maintain(self, who: int, what: str, wait: bool) -> None:
+        """At once, or when the next lease ends or the next job is due."""
+        if wait:
+            self.world.advance_to_next(self.view(who))
         getattr(self.world, what)(who)
         self.after(who)
 
+    @drives("rotate")
     @rule(who=who, turns=st.integers(1, 5))
     def rotate(self, who: int, turns: int) -> None:
         for _ in range(turns):
@@ -304,39 +315,38 @@ class Machine(RuleBasedStateMachine):
             self.world.create_queue(who, QUEUES[queue], settings, if_not_exists=if_not_exists)
             self.after(who)
 
-    @drives("alter_queue")
-    @rule(who=who, queue=queue, changes=st.sampled_from(CHANGES))
-    def alter_queue(self, who: int, queue: int, changes: dict[str, Any]) -> None:
-        if not self.frozen(who):
+    @drives("alter_queue", "pause", "resume")
+    @rule(who=who, queue=queue, what=st.sampled_from(["alter", "alter", "pause", "resume"]), changes=changes)
+    def alter_queue(self, who: int, queue: int, what: str, changes: dict[str, Any]) -> None:
+        if self.frozen(who):
+            return
+        if what == "alter":
             self.world.alter_queue(who, QUEUES[queue], **changes)
-            self.after(who)
-
-    @drives("pause", "resume")
-    @rule(who=who, queue=queue, pause=st.booleans())
-    def pause(self, who: int, queue: int, pause: bool) -> None:
-        if not self.frozen(who):
-            (self.world.pause if pause else self.world.resume)(who, QUEUES[queue])
-            self.after(who)
+        else:
+            (self.world.pause if what == "pause" else self.world.resume)(who, QUEUES[queue])
+        self.after(who)
 
     @drives("purge", "drop_queue")
-    @rule(who=who, queue=queue, drop=st.booleans(), force=st.booleans())
-    def clear(self, who: int, queue: int, drop: bool, force: bool) -> None:
+    @rule(who=who, queue=queue, what=st.sampled_from(["purge", "purge", "drop", "force"]))
+    def clear(self, who: int, queue: int, what: str) -> None:
         """Not while others have transactions open: it would wait for them, for seconds."""
         if self.world.model.busy_elsewhere(self.view(who)):
             return
-        if drop:
-            self.world.drop_queue(who, QUEUES[queue], force=force)
-        else:
+        if what == "purge":
             self.world.purge(who, QUEUES[queue])
+        else:
+            self.world.drop_queue(who, QUEUES[queue], force=what == "force")
         self.after(who)
 
     @drives("redrive")
-    @rule(who=who, queue=queue, ids=st.none() | st.lists(number, max_size=3))
-    def redrive(self, who: int, queue: int, ids: list[int] | None) -> None:
+    @rule(who=who, ids=st.none() | st.lists(number, max_size=3), other=once_in_eight)
+    def redrive(self, who: int, ids: list[int] | None, other: bool) -> None:
+        """From a queue that has dead letters, or from another one."""
         if not self.frozen(who):
-            dead = [place.job.id for place in self.world.model.places(self.view(who), "dead")]
-            chosen = None if ids is None else [dead[n % len(dead)] if dead else n for n in ids]
-            self.world.redrive(who, QUEUES[queue], chosen)
+            dead = self.world.model.places(self.view(who), "dead")
+            names = QUEUES if other or not dead else [dead[0].job.queue_name]
+            chosen = None if ids is None else [dead[n % len(dead)].job.id if dead else n for n in ids]
+            self.world.redrive(who, names[0], chosen)
             self.after(who)
 
     # Waiting workers --------------------------------------------------------------------------------------------------
@@ -353,32 +363,26 @@ class Machine(RuleBasedStateMachine):
         self.world.advance(by)
         self.after()
 
-    @rule(who=who, terminate=st.booleans())
-    def disconnect(self, who: int, terminate: bool) -> None:
-        self.world.disconnect(who, terminate=terminate)
-        self.after()
-
-    @rule(mode=st.sampled_from(["fast", "immediate", "immediate"]), really=once_in_eight)
-    def restart(self, mode: str, really: bool) -> None:
-        if really:
-            self.world.restart(mode)
+    @rule(who=who, how=st.sampled_from(ACCIDENTS))
+    def accident(self, who: int, how: str) -> None:
+        if how in ("close", "terminate"):
+            self.world.disconnect(who, terminate=how == "terminate")
+            self.after()
+        else:
+            self.world.restart(how)
 
     # Looking ----------------------------------------------------------------------------------------------------------
 
-    @drives("stats", "job_status", "doctor")
-    @rule(who=who)
-    def look(self, who: int) -> None:
-        self.world.doctor(who)
-        self.world.check(full=True)
-        self.world.check_session(who, full=True)
-
-    @drives(*RESERVED)
+    @drives("stats", "job_status", "doctor", *RESERVED)
     @rule(who=who, wrong=st.sampled_from([*WRONG, *((query, "0A000") for query in RESERVED.values())]))
-    def refuse(self, who: int, wrong: tuple[str, str]) -> None:
+    def look(self, who: int, wrong: tuple[str, str]) -> None:
+        """A call that is wrong in itself, and after that everything is as it was."""
         if not self.frozen(who):
             query, sqlstate = wrong
             self.world.refuses(who, query, [], sqlstate)
-            self.after(who)
+        self.world.doctor(who)
+        self.world.check(full=True)
+        self.world.check_session(who, full=True)
 
     def teardown(self) -> None:
         if hasattr(self, "world"):

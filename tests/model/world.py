@@ -371,6 +371,15 @@ class World:
     def advance(self, by: timedelta) -> None:
         self._pass(by)
 
+    def advance_to_next(self, viewer: Transaction) -> None:
+        """Until just after the next lease of a job has ended, or the next job is due."""
+        model = self.model
+        ends = [model.expires_at(viewer, p.lease) for p in model.places(viewer, "running") if p.lease]
+        due = [p.run_at for p in model.places(viewer, "scheduled") if p.run_at]
+        coming = [at for at in ends + due if at > model.now]
+        if coming:
+            self._pass(min(coming) - model.now)
+
     def _pass(self, by: timedelta) -> None:
         self.model.now += by
         self.database.set_clock(self.model.now)

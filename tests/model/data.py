@@ -35,7 +35,7 @@ class Queue(Row):
     paused: bool = False
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Job:
     """What stays the same in the life of a job."""
 
@@ -50,6 +50,9 @@ class Job:
     headers: Any = None
     places: list[Place] = field(default_factory=list)
 
+    def __repr__(self) -> str:
+        return f"<job {self.id} of {self.queue_name}, priority {self.priority}>"
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -61,7 +64,7 @@ class Failure:
     worker: str | None
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Place(Row):
     """Where a job is: exactly one at a time."""
 
@@ -70,6 +73,9 @@ class Place(Row):
     """scheduled, ready, running, dead, done, cancelled; gone: cancelled without a trace"""
 
     attempt: int
+    made: int = 0
+    """The event at which the job came here."""
+
     history: tuple[Failure, ...] = ()
     front: bool = False
     run_at: datetime | None = None
@@ -77,6 +83,11 @@ class Place(Row):
     started_at: datetime | None = None
     finished_at: datetime | None = None
     result: Any = None
+
+    def __repr__(self) -> str:
+        words = [f"{self.state}, attempt {self.attempt}", "at the front" if self.front else ""]
+        words += [f"by {self.born}", f"taken away by {self.died}" if self.died else ""]
+        return f"<{self.job}: {', '.join(word for word in words if word)}>"
 
     @property
     def error(self) -> str | None:
@@ -90,7 +101,7 @@ class Expiry(Row):
     at: datetime
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Lease:
     """Jobs that were claimed together from one lane."""
 
@@ -99,6 +110,9 @@ class Lease:
     worker: str | None
     jobs: list[Job] = field(default_factory=list)
     expiries: list[Expiry] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        return f"<lease {self.id} of {self.jobs}>"
 
 
 @dataclass(eq=False)

@@ -105,5 +105,9 @@ class Database:
         eventually(lambda: one(self.observer, query, pid), f"the end of session {pid}", timeout=60)
 
     def unfinished_segments(self) -> list[int]:
-        """Segments that still hold something, the open one apart."""
-        return column(self.observer, "SELECT slot FROM pgq.segment WHERE state NOT IN ('free', 'open')")
+        """Segments that are not free, or hold something."""
+        query = """
+            SELECT slot FROM pgq.segment
+            WHERE state NOT IN ('free', 'open') OR pg_relation_size(('pgq.job_' || slot)::regclass) > 0
+        """
+        return column(self.observer, query)

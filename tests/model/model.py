@@ -135,7 +135,7 @@ class Model:
         """End a place and begin the next."""
         self.die(tx, place)
         fresh = {"lease": None, "run_at": None, "started_at": None, "finished_at": None, "result": None, "front": False}
-        new = replace(place, born=tx, died=None, state=state, **{**fresh, **changes})
+        new = replace(place, born=tx, died=None, state=state, made=self.events, **{**fresh, **changes})
         place.job.places.append(new)
         tx.log.append(("born", new))
         return new
@@ -189,7 +189,8 @@ class Model:
             )
             assert not taken, f"job id {id} was given out twice"
             job = Job(id, found.serial, found.name, self.now, payload, **properties)
-            place = Place(tx, None, job, "scheduled" if later else "ready", 1, run_at=run_at if later else None)
+            place = Place(tx, None, job, "scheduled" if later else "ready", 1, self.events)
+            place.run_at = run_at if later else None
             job.places.append(place)
             self.jobs[id] = job
             tx.log.append(("born", place))
@@ -584,7 +585,7 @@ class Model:
 
     def drop_queue(self, tx: Transaction, name: str, *, force: bool = False) -> Call:
         found = self.queue(tx, name)
-        if tx.snapshot is not None:
+        if found and tx.snapshot is not None:
             yield Expect(error="PQ003")
             return
         states = ("ready", "scheduled", "running", "dead")

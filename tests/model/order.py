@@ -31,11 +31,11 @@ def check_claim(line: Line, taken: Sequence[Place], batch: int) -> None:
         wanted = min(batch, len(line.candidates))
         assert len(taken) == wanted, f"claimed {len(taken)} of {wanted}: left {[p.job.id for p in line.candidates]}"
     for first, second in combinations(taken, 2):
-        assert not _before(line, second, first), f"job {first.job.id} came before {second.job.id}: {first}, {second}"
+        assert not _before(line, second, first), f"{first} came before {second}"
     for left in set(line.candidates) - set(taken):
         for place in taken:
             passed_over = _before(line, left, place, lane_only=not line.complete)
-            assert not passed_over, f"job {place.job.id} was claimed before {left.job.id}: {place}, {left}"
+            assert not passed_over, f"{place} was claimed before {left}"
 
 
 def _before(line: Line, a: Place, b: Place, *, lane_only: bool = False) -> bool:
@@ -52,11 +52,11 @@ def _before(line: Line, a: Place, b: Place, *, lane_only: bool = False) -> bool:
 def _precedes(line: Line, a: Place, b: Place) -> bool:
     """First in, first out: transactions that overlap may come in either order."""
     if a.born is b.born:
-        return a.job.id < b.job.id
+        return a.job.id < b.job.id and a.made <= b.made
     if _may_be_carried(line, a) and _may_be_carried(line, b) and a.job.id > b.job.id:
         return False
     return a.born.ended < b.born.began
 
 
 def _may_be_carried(line: Line, place: Place) -> bool:
-    return place.born.ended < line.carried_at
+    return place.born.began < line.carried_at

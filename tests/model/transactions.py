@@ -38,7 +38,7 @@ class Wake:
 Entry = tuple[str, Row] | Hold | Wake
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Transaction:
     """A transaction and what it has done so far."""
 
@@ -53,6 +53,9 @@ class Transaction:
     state: str = "open"
     log: list[Entry] = field(default_factory=list)
     savepoints: list[tuple[str, int]] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        return f"<{self.state} transaction, events {self.began} to {self.ended if self.ended < NEVER else '…'}>"
 
     def sees(self, other: Transaction) -> bool:
         if other is self:

@@ -60,7 +60,7 @@ def _check_stat(model: Model, viewer: Transaction, queue: Queue, places: list[Pl
         dead=sum(place.state == "dead" for place in places),
         oldest_ready=model.now - min(place.job.enqueued_at for place in ready) if ready else None,
     )
-    assert stat == expected
+    assert stat == expected, f"{stat}, and not {expected}"
 
 
 def check_status(model: Model, viewer: Transaction, id: int, actual: State | None) -> None:
@@ -79,10 +79,11 @@ def check_status(model: Model, viewer: Transaction, id: int, actual: State | Non
         error = None  # in the archive each attempt has its own error, or none
     state = "retrying" if place.state == "scheduled" and place.attempt > 1 else place.state
     started_at = None if place.state == "dead" else place.started_at
-    assert actual == State(
+    expected = State(
         id, place.job.queue_name, place.job.task, state, place.attempt, place.job.enqueued_at, place.run_at, started_at,
         place.finished_at, place.result, error,
     )  # fmt: skip
+    assert actual == expected, f"{actual}, and not {expected}"
 
 
 def _retentions(model: Model, serial: int) -> set[timedelta]:
@@ -180,7 +181,7 @@ def check_dead(model: Model, letters: list[DeadLetter]) -> None:
         )
         for place in model.places(OUTSIDE, "dead")
     ]
-    assert letters == expected
+    assert letters == expected, f"{letters}, and not {expected}"
 
 
 def check_doctor(model: Model, viewer: Transaction, findings: list[tuple[str, str, str, str, str]]) -> None:

@@ -61,8 +61,9 @@ Operation = Callable[[Transaction], Call]
 class World:
     """What a test drives. Each method is a step: it does the same to the database and to the model, and compares."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, note: Callable[[str], None] = lambda line: None) -> None:
         self.database = database
+        self.note = note
         database.empty()
         self.model = Model()
         self.handed: list[tuple[int, int]] = []  # every job and lease that any session was ever told
@@ -93,6 +94,7 @@ class World:
         """Call a function in a session and in the model. Returns what came back, or Refused."""
         session = self.sessions[who]
         self._pass(TICK)
+        self.model.event()
         tx = session.tx or self.model.begin(sync=session.sync)
         if not session.tx:
             self.model.number(tx)
@@ -100,9 +102,12 @@ class World:
         expect = next(call)
         assert isinstance(expect, Expect)
         given = _given(named)
+        arguments = [repr(value) for value in values] + [f"{name} => {value!r}" for name, value in given.items()]
+        step = f"{'session' if session.tx else 'autocommit'} {who}: {function}({', '.join(arguments)})"
         slots = ["%s"] * len(values) + [f"{name} => %s" for name in given]
         query = f"SELECT * FROM pgq.{function}({', '.join(slots)})"
         value = self._execute(session, expect, query, [*values, *given.values()])
+        self.note(f"{step} -> {value.sqlstate if isinstance(value, Refused) else value}")
         if isinstance(value, Refused):
             self._check_refusal(expect, value)
             call.close()
@@ -331,12 +336,14 @@ class World:
         session = self.sessions[who]
         assert not session.tx
         level = "REPEATABLE READ" if repeatable_read else "READ COMMITTED"
+        self.note(f"session {who}: BEGIN {level}")
         session.connection.execute(f"BEGIN ISOLATION LEVEL {level}; SELECT 1".encode())  # takes the snapshot
         session.tx = self.model.begin(sync=session.sync, repeatable_read=repeatable_read)
 
     def commit(self, who: int) -> None:
         session = self.sessions[who]
         assert session.tx
+        self.note(f"session {who}: COMMIT")
         session.connection.execute("COMMIT")
         tx, session.tx = session.tx, None
         self._commit(tx)
@@ -344,6 +351,7 @@ class World:
     def rollback(self, who: int) -> None:
         session = self.sessions[who]
         assert session.tx
+        self.note(f"session {who}: ROLLBACK")
         session.connection.execute("ROLLBACK")
         self.model.rollback(session.tx)
         session.tx = None
@@ -351,24 +359,28 @@ class World:
     def savepoint(self, who: int, name: str) -> None:
         session = self.sessions[who]
         assert session.tx
+        self.note(f"session {who}: SAVEPOINT {name}")
         session.connection.execute(f"SAVEPOINT {name}".encode())
         self.model.savepoint(session.tx, name)
 
     def rollback_to(self, who: int, name: str) -> None:
         session = self.sessions[who]
         assert session.tx
+        self.note(f"session {who}: ROLLBACK TO {name}")
         session.connection.execute(f"ROLLBACK TO {name}".encode())
         self.model.rollback_to(session.tx, name)
 
     def release_savepoint(self, who: int, name: str) -> None:
         session = self.sessions[who]
         assert session.tx
+        self.note(f"session {who}: RELEASE {name}")
         session.connection.execute(f"RELEASE {name}".encode())
         self.model.release_savepoint(session.tx, name)
 
     # Time, and accidents ----------------------------------------------------------------------------------------------
 
     def advance(self, by: timedelta) -> None:
+        self.note(f"{by} pass")
         self._pass(by)
 
     def advance_to_next(self, viewer: Transaction) -> None:
@@ -378,7 +390,7 @@ class World:
         due = [p.run_at for p in model.places(viewer, "scheduled") if p.run_at]
         coming = [at for at in ends + due if at > model.now]
         if coming:
-            self._pass(min(coming) - model.now)
+            self.advance(min(coming) - model.now)
 
     def _pass(self, by: timedelta) -> None:
         self.model.now += by
@@ -386,6 +398,7 @@ class World:
 
     def disconnect(self, who: int, *, terminate: bool) -> None:
         """A session ends in the middle of whatever it does."""
+        self.note(f"session {who} {'is terminated' if terminate else 'ends'}")
         session = self.sessions[who]
         pid = session.connection.info.backend_pid
         if terminate:
@@ -399,6 +412,7 @@ class World:
 
     def restart(self, mode: str) -> None:
         """fast: what was committed is on disk. immediate: a crash, and what was committed last may be gone."""
+        self.note(f"restart, {mode}")
         self.database.restart(mode)
         self._connect()
         self.database.set_clock(self.model.now)
@@ -434,6 +448,7 @@ class World:
         expect = next(call)
         assert isinstance(expect, Expect)
         value = self._execute(Session(self.watcher, True), expect, f"SELECT pgq.{function}(%s)", [[name]])
+        self.note(f"watcher: {function}({name!r}) -> {value}")
         if isinstance(value, Refused):
             self._check_refusal(expect, value)
             call.close()
@@ -491,6 +506,7 @@ class World:
     def refuses(self, who: int, query: str, values: Sequence[Any], sqlstate: str) -> None:
         """A call that is wrong in itself changes nothing."""
         value = self._execute(self.sessions[who], Expect(error=sqlstate), query, values)
+        self.note(f"session {who}: {query} -> {value}")
         assert isinstance(value, Refused), f"{query} returned {value}"
         assert value.sqlstate == sqlstate, value
 
@@ -498,6 +514,7 @@ class World:
 
     def finish(self) -> None:
         """End all transactions, work everything off, retire every segment, and compare what is left: the archive."""
+        self.note("the end")
         for who, session in enumerate(self.sessions):
             if session.tx and who % 2:
                 self.rollback(who)

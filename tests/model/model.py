@@ -242,7 +242,7 @@ class Model:
                 complete=not busy,
             )
             check_claim(line, taken, batch)
-        self._check_claimed(found, jobs, self.now + (lease_for or found.settings.lease))
+        self._check_claimed(found, jobs, taken, self.now + (lease_for or found.settings.lease))
 
         for job, place in zip(jobs, taken, strict=True):
             lease = self.leases.get(job.lease)
@@ -255,17 +255,16 @@ class Model:
             self.move(tx, place, "running", lease=lease, started_at=self.now)
         tx.hold("lanes", found.serial)
 
-    def _check_claimed(self, queue: Queue, jobs: list[Claimed], expires_at: datetime) -> None:
+    def _check_claimed(self, queue: Queue, jobs: list[Claimed], taken: list[Place], expires_at: datetime) -> None:
         known = [job.lease for job in jobs if job.lease in self.leases]
         assert not known, f"leases {known} were given out before"
-        for claimed in jobs:
-            job = self.jobs[claimed.id]
-            place = next(p for p in reversed(job.places) if p.state == "ready" and p.attempt == claimed.attempt)
+        for claimed, place in zip(jobs, taken, strict=True):
+            job = place.job
             expected = Claimed(
                 job.id, claimed.lease, queue.name, job.task, job.payload, place.attempt,
                 job.max_attempts or queue.settings.max_attempts, job.priority, job.enqueued_at, expires_at, job.headers,
             )  # fmt: skip
-            assert claimed == expected
+            assert claimed == expected, f"{claimed}, and not {expected}"
 
     # Settling ---------------------------------------------------------------------------------------------------------
 

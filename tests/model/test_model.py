@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from tests.cluster import Cluster
 from tests.model.database import Database
 from tests.model.machine import DRIVEN, NOT_DRIVEN, Machine
 from tests.model.world import World
 from tests.sql.support import Connection, column
-
-
-@pytest.fixture(scope="module")
-def database(cluster: Cluster, template: str) -> Iterator[Database]:
-    database = Database(cluster, template)
-    yield database
-    database.close()
 
 
 def test_every_public_function_has_a_rule_or_a_reason(db: Connection) -> None:

@@ -461,20 +461,21 @@ class World:
 
     def check(self, *, full: bool = False) -> None:
         """What an outsider sees, and with `full` what every session sees of each job."""
-        if any(tx.holds("truncated") for tx in self.model.open):
-            return  # who looks would have to wait
-        check_stats(self.model, OUTSIDE, self._stats(self.database.observer))
-        if full:
-            self._check_statuses(OUTSIDE, self.database.observer)
+        self._check_views(OUTSIDE, self.database.observer, full=full)
 
     def check_session(self, who: int, *, full: bool = False) -> None:
         """What a session sees inside of its own transaction."""
         session = self.sessions[who]
-        if session.tx is None or session.tx.snapshot is not None or self.model.held_up(session.tx, "truncated"):
+        if session.tx is not None and session.tx.snapshot is None:
+            self._check_views(session.tx, session.connection, full=full)
+
+    def _check_views(self, viewer: Transaction, connection: Connection, *, full: bool) -> None:
+        """Unless it would have to wait for a transaction that has truncated a segment, or dropped old archives."""
+        if self.model.held_up(viewer, "truncated"):
             return
-        check_stats(self.model, session.tx, self._stats(session.connection))
-        if full:
-            self._check_statuses(session.tx, session.connection)
+        check_stats(self.model, viewer, self._stats(connection))
+        if full and not self.model.held_up(viewer, "ring"):
+            self._check_statuses(viewer, connection)
 
     def _stats(self, connection: Connection) -> list[Stat]:
         self.called["stats"] = self.called.get("stats", 0) + 1

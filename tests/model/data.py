@@ -139,6 +139,7 @@ class Expect:
     error: str | None = None
     may_wait: bool = False
     must_wait: bool = False
+    may_fail: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

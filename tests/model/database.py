@@ -72,6 +72,7 @@ class Database:
         self.observer = self.connect(sync=False)
 
     def close(self) -> None:
+        self._forget_prepared()
         for session in (self.observer, *self._sessions.values()):
             session.close()
         with psycopg.connect(self.cluster.dsn(), autocommit=True) as admin:
@@ -88,6 +89,7 @@ class Database:
         for session in self._sessions.values():
             if session.info.transaction_status:
                 session.rollback()
+        self._forget_prepared()
         names = [sql.Identifier("pgq", name) for name in self._filled()]
         if names:
             self.observer.execute(sql.SQL("TRUNCATE {}").format(sql.SQL(", ").join(names)))
@@ -98,6 +100,10 @@ class Database:
             " FROM unnest(%s::text[], %s::bigint[], %s::boolean[]) s (name, last, called)",
             [list(values) for values in zip(*self._initial, strict=True)],
         )
+
+    def _forget_prepared(self) -> None:
+        for gid in column(self.observer, "SELECT gid FROM pg_prepared_xacts WHERE database = current_database()"):
+            self.observer.execute(sql.SQL("ROLLBACK PREPARED {}").format(gid))
 
     def until_gone(self, pid: int) -> None:
         """Wait until a session has ended, and its locks with it."""

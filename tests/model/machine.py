@@ -193,6 +193,16 @@ class Machine(RuleBasedStateMachine):
             self.world.savepoint(who, f"s{number % 2}")
         self.after(who)
 
+    @rule(who=who, finish=st.booleans(), commit=st.sampled_from([True, True, False]))
+    def prepare(self, who: int, finish: bool, commit: bool) -> None:
+        """Either half of a two-phase commit."""
+        tx, prepared = self.world.sessions[who].tx, self.world.model.prepared
+        if prepared and finish and not self.world.sessions[0].tx:
+            self.world.finish_prepared(next(iter(prepared)), commit=commit)
+        elif tx and not tx.wakes and not tx.holds("ring"):
+            self.world.prepare(who, f"p{self.steps}")
+        self.after()
+
     # Producing --------------------------------------------------------------------------------------------------------
 
     @drives("enqueue")
@@ -235,7 +245,8 @@ class Machine(RuleBasedStateMachine):
     @drives("ack")
     @rule(who=who, pick=pick, result=st.none() | st.just({"ok": 1}))
     def ack(self, who: int, pick: tuple[str, int], result: Any) -> None:
-        for pair in self._settled(who, [pick]):
+        """In a REPEATABLE READ transaction, too: that of a handler that writes something."""
+        for pair in self._settled(who, [pick]) or self.pairs(who, [pick]):
             self.world.ack(who, pair, result)
             self.after(who)
 

@@ -60,10 +60,12 @@ class Model:
     leases: dict[int, Lease] = field(default_factory=dict)
     endings: list[Ending] = field(default_factory=list)
     open: list[Transaction] = field(default_factory=list)
+    prepared: dict[str, Transaction] = field(default_factory=dict)
     watching: dict[int, int] = field(default_factory=dict)
     watched_at: datetime | None = None
     reaped_at: datetime | None = None
     promoted_at: datetime | None = None
+    rotated_at: int = 0
     carried_at: int = 0
     """When jobs were last carried out of an old segment."""
 
@@ -110,11 +112,23 @@ class Model:
         while tx.savepoints.pop()[0] != name:
             pass
 
+    def prepare(self, tx: Transaction, name: str) -> None:
+        """The first half of a two-phase commit: the transaction belongs to nobody now, and survives a crash."""
+        self.prepared[name] = tx
+
+    def finish_prepared(self, name: str, *, commit: bool) -> None:
+        tx = self.prepared.pop(name)
+        if commit:
+            self.commit(tx)
+        else:
+            self.rollback(tx)
+
     def crashed(self) -> Model:
         """A copy in which every open transaction has been rolled back."""
         other = copy.deepcopy(self)
         for tx in list(other.open):
-            other.rollback(tx)
+            if tx not in other.prepared.values():
+                other.rollback(tx)
         return other
 
     def others(self, tx: Transaction) -> list[Transaction]:
@@ -279,6 +293,10 @@ class Model:
     def _settling(self, tx: Transaction, pairs: Sequence[Pair], *, lost: str | None = None) -> Expect:
         """Nobody ends an attempt that another session is ending; `lost`: the error if a pair is good for nothing."""
         places = [place for pair in pairs if (place := self.held(tx, pair))]
+        if places and tx.snapshot is not None and any(p.died and p.died.state == "committed" for p in places):
+            return Expect(error="40001")  # ended by somebody else since the snapshot was taken
+        if places and tx.snapshot is not None and self.rotated_at > tx.snapshot:
+            return Expect(may_fail=("40001", "PQ001"))  # its segment may have been retired
         if lost and not places:
             return Expect(error=lost, may_wait=self.held_up(tx, "truncated"))
         must = any(contested(tx, place) for place in places)
@@ -503,6 +521,7 @@ class Model:
         known = {"more", "sealed", "opened", "carried", "moved", "archived", "truncated"}
         assert set(done) <= known, done
         tx.hold("ring")
+        self.rotated_at = self.event()
         if "truncated" in done:
             tx.hold("truncated")
         if done.get("moved"):

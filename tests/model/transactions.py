@@ -71,6 +71,11 @@ class Transaction:
         self.log.append(Hold(what, queue))
 
     @property
+    def wrote(self) -> bool:
+        """Whether it has changed anything."""
+        return any(isinstance(entry, tuple) for entry in self.log)
+
+    @property
     def wakes(self) -> set[str]:
         return {entry.queue for entry in self.log if isinstance(entry, Wake)}
 

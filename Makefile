@@ -23,7 +23,7 @@ SOURCES    = python/src tests examples
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build venv lint format test test-matrix model chaos bench demo demo-stop install uninstall clean
+.PHONY: help build venv lint format test test-matrix model chaos bench load demo demo-stop install uninstall clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -106,6 +106,11 @@ chaos: build venv ## the crash and race tests, long form
 
 bench: build venv ## measure against a bare INSERT and a conventional queue; writes build/bench.json
 	$(BIN)/python -m tests.bench $(ARGS)
+
+load: build venv ## an hour of steady load, all jobs accounted for (MINUTES=… RATE=…); writes build/load.json
+	$(BIN)/python -m tests.load $(if $(MINUTES),--minutes $(MINUTES)) $(if $(RATE),--rate $(RATE)) $(ARGS)
+	$(BIN)/python -m tests.load --report
+	$(BIN)/python -m tests.reliability
 
 demo: build venv ## checksum a folder with workers that get killed (DIR=… another folder, KEEP=1 server stays up)
 	@$(BIN)/python -m examples.demo $(if $(KEEP),--keep) $(ARGS) $(if $(DIR),"$(DIR)")

@@ -18,6 +18,10 @@
 -- Errors of our own: PQ001 lease_lost, PQ002 queue_not_found, PQ003 not_read_committed, PQ004 payload_rejected,
 -- PQ005 queue_not_empty. Bad arguments are 22023 or 22004, as everywhere in PostgreSQL.
 
+-- Names mean the same whatever the installer's settings are.
+SET LOCAL search_path = pg_catalog, pg_temp;
+SET LOCAL quote_all_identifiers = off;
+
 DO $$
 DECLARE
     v_owner text;

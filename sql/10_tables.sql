@@ -11,7 +11,14 @@ CREATE SEQUENCE pgq.job_id;
 COMMENT ON SEQUENCE pgq.job_id IS 'Job ids. Gaps are normal: a rolled-back enqueue leaves one';
 
 CREATE SEQUENCE pgq.lease_id;
-COMMENT ON SEQUENCE pgq.lease_id IS 'Lease numbers. A lease id is 16 times this plus the slot of its segment';
+COMMENT ON SEQUENCE pgq.lease_id IS 'Lease numbers, the upper bits of lease ids; see pgq._new_lease';
+
+-- A crash of the server sets a sequence back to what was on disk, so a number may be drawn twice: by a claim that is
+-- lost, and by a later one. pgq._adopt leaps ahead after each start. The random bits are for the crash of one backend.
+CREATE FUNCTION pgq._new_lease(slot int) RETURNS bigint
+    LANGUAGE sql VOLATILE
+AS $$ SELECT (nextval('pgq.lease_id') << 16) | (floor(random() * 4096)::bigint << 4) | slot $$;
+COMMENT ON FUNCTION pgq._new_lease(int) IS 'A new lease id: it grows, and its lowest four bits are the segment''s slot';
 
 -- What every transaction must see as it is now and not as it was when its snapshot was taken. Which segment is open,
 -- for instance: a REPEATABLE READ producer that trusted its snapshot could insert into one that was retired since.
@@ -100,10 +107,10 @@ COMMENT ON COLUMN pgq.line.queue_id IS 'The queue';
 -- The ring ------------------------------------------------------------------------------------------------------------
 
 CREATE TYPE pgq.outcome_kind AS ENUM (
-    'done', 'retry', 'dead', 'expired', 'released', 'cancelled', 'carried', 'moved'
+    'done', 'retry', 'dead', 'expired', 'released', 'cancelled', 'carried', 'moved', 'split'
 );
 COMMENT ON TYPE pgq.outcome_kind IS
-    'How an attempt ended; carried: put into a younger segment unworked, moved: now in pgq.straggler';
+    'How an attempt ended; carried: put into a younger segment unworked, moved: now in pgq.straggler, split: not an end';
 
 CREATE TABLE pgq.job (
     lane bigint NOT NULL,
@@ -172,16 +179,19 @@ CREATE TABLE pgq.outcome (
     kind pgq.outcome_kind NOT NULL,
     slot smallint NOT NULL,
     result jsonb,
-    error text
+    error text,
+    results jsonb[]
 ) PARTITION BY LIST (slot);
-COMMENT ON TABLE pgq.outcome IS 'How each claimed attempt ended, exactly one row for each: the first writer wins';
-COMMENT ON COLUMN pgq.outcome.job_id IS 'The job';
+COMMENT ON TABLE pgq.outcome IS
+    'How claimed attempts ended, each exactly once, alone or with all others of its lease: the first writer wins';
+COMMENT ON COLUMN pgq.outcome.job_id IS 'The job; 0: all jobs of the lease or, of kind split, a note that they end one by one';
 COMMENT ON COLUMN pgq.outcome.lease_id IS 'The lease that held it';
 COMMENT ON COLUMN pgq.outcome.at IS 'When the attempt ended';
 COMMENT ON COLUMN pgq.outcome.kind IS 'How it ended';
 COMMENT ON COLUMN pgq.outcome.slot IS 'Segment of the ring, 0 to 15';
 COMMENT ON COLUMN pgq.outcome.result IS 'What the handler returned';
 COMMENT ON COLUMN pgq.outcome.error IS 'Why it failed';
+COMMENT ON COLUMN pgq.outcome.results IS 'What the handlers returned, in the order of the lease''s job_ids, if all ended at once';
 
 -- The sixteen segments. Autovacuum has nothing to do in a table that is only ever appended to and truncated. Indexes
 -- and defaults are the leaves' own, so that functions may name a leaf and never lock another one.
@@ -197,7 +207,7 @@ BEGIN
             CREATE INDEX job_%1$s_id_idx ON pgq.job_%1$s (id);
 
             CREATE TABLE pgq.lease_%1$s PARTITION OF pgq.lease (
-                slot DEFAULT %1$s, id DEFAULT (nextval('pgq.lease_id') << 4) | %1$s
+                slot DEFAULT %1$s, id DEFAULT pgq._new_lease(%1$s)
             ) FOR VALUES IN (%1$s)
                 WITH (autovacuum_enabled = false, toast.autovacuum_enabled = false);
             CREATE INDEX lease_%1$s_lane_id_idx ON pgq.lease_%1$s (lane, id);
@@ -207,7 +217,20 @@ BEGIN
 
             CREATE TABLE pgq.outcome_%1$s PARTITION OF pgq.outcome (slot DEFAULT %1$s) FOR VALUES IN (%1$s)
                 WITH (autovacuum_enabled = false, toast.autovacuum_enabled = false);
-            CREATE UNIQUE INDEX outcome_%1$s_job_id_lease_id_key ON pgq.outcome_%1$s (job_id, lease_id);
+            CREATE UNIQUE INDEX outcome_%1$s_lease_id_job_id_key ON pgq.outcome_%1$s (lease_id, job_id);
+
+            CREATE VIEW pgq.unsettled_%1$s AS
+            SELECT j.id, l.id AS lease, l.lane
+            FROM pgq.lease_%1$s l CROSS JOIN LATERAL unnest(l.job_ids) j (id)
+            WHERE l.job_ids IS NOT NULL
+                AND NOT EXISTS (
+                    SELECT FROM pgq.outcome_%1$s w WHERE w.lease_id = l.id AND w.job_id = 0 AND w.kind = 'done' OFFSET 0
+                )
+                AND NOT EXISTS (SELECT FROM pgq.outcome_%1$s o WHERE o.lease_id = l.id AND o.job_id = j.id OFFSET 0);
+            COMMENT ON VIEW pgq.unsettled_%1$s IS 'Claimed attempts in segment %1$s that have not ended';
+            COMMENT ON COLUMN pgq.unsettled_%1$s.id IS 'Job id';
+            COMMENT ON COLUMN pgq.unsettled_%1$s.lease IS 'The lease that holds it';
+            COMMENT ON COLUMN pgq.unsettled_%1$s.lane IS 'Lane that it was claimed from';
         $ddl$, v_slot);
     END LOOP;
 END;
@@ -220,9 +243,10 @@ CREATE TABLE pgq.segment (
     opened_at timestamptz,
     sealed_at timestamptz,
     claimed_at timestamptz,
+    passed_xid xid8,
     checked_at timestamptz,
     jobs bigint,
-    archived_blocks bigint,
+    archived_to tid,
     CONSTRAINT segment_slot_pkey PRIMARY KEY (slot),
     CONSTRAINT segment_state_check CHECK (
         state IN ('free', 'open', 'sealed', 'closed', 'claimed', 'drained', 'archived')
@@ -237,9 +261,10 @@ COMMENT ON COLUMN pgq.segment.state IS
 COMMENT ON COLUMN pgq.segment.opened_at IS 'When it was opened';
 COMMENT ON COLUMN pgq.segment.sealed_at IS 'When it was sealed';
 COMMENT ON COLUMN pgq.segment.claimed_at IS 'When its last job was seen handed out';
+COMMENT ON COLUMN pgq.segment.passed_xid IS 'The transaction since which, if it is committed, claims need not look here';
 COMMENT ON COLUMN pgq.segment.checked_at IS 'When it was last looked at for the next step';
 COMMENT ON COLUMN pgq.segment.jobs IS 'Rows in its job table, counted when it was closed';
-COMMENT ON COLUMN pgq.segment.archived_blocks IS 'Blocks of its outcome table that are in the archive already';
+COMMENT ON COLUMN pgq.segment.archived_to IS 'The last row of its outcome table that is in the archive already';
 
 CREATE TABLE pgq.segment_lane (
     slot smallint NOT NULL,

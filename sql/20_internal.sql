@@ -86,7 +86,7 @@ BEGIN
         RAISE EXCEPTION USING
             ERRCODE = 'PQ002',
             MESSAGE = format('queue "%s" does not exist', left(queue, 128)),
-            HINT = 'Create it with SELECT pgq.create_queue(…), or look for the right name in pgq.stats().';
+            HINT = 'Create it with SELECT pgq.create_queue(...), or look for the right name in pgq.stats().';
     END IF;
     RETURN v_queue;
 END;
@@ -122,16 +122,20 @@ CREATE FUNCTION pgq._open_token(epoch bigint) RETURNS bigint
 AS $$ SELECT ((epoch >> 36) << 4) | (epoch & 15) $$;
 COMMENT ON FUNCTION pgq._open_token(bigint) IS 'generation << 4 | slot of the segment that an epoch says is open';
 
+CREATE FUNCTION pgq._by_age() RETURNS int[]
+    LANGUAGE sql VOLATILE
+AS $$
+    SELECT array_agg(((a >> (4 * i)) & 15)::int ORDER BY i)
+    FROM pg_sequence_last_value('pgq.age') a CROSS JOIN generate_series(0, 15) i
+$$;
+COMMENT ON FUNCTION pgq._by_age() IS 'The sixteen segments in the order in which they were last opened';
+
 CREATE FUNCTION pgq._set_open(token bigint) RETURNS bigint
     LANGUAGE sql VOLATILE
 AS $$
     SELECT setval('pgq.live', pg_sequence_last_value('pgq.live') | (1::bigint << (token & 15)::int));
-    SELECT setval('pgq.age', bit_or(a.slot << (4 * (a.position - 1))::int))
-    FROM (
-        SELECT s.slot, row_number() OVER (ORDER BY s.slot = token & 15, i) AS position
-        FROM generate_series(0, 15) i
-        CROSS JOIN LATERAL (SELECT (pg_sequence_last_value('pgq.age') >> (4 * i)) & 15) s (slot)
-    ) a;
+    SELECT setval('pgq.age', bit_or(a.slot::bigint << (4 * (a.n - 1))::int))
+    FROM unnest(array_remove(pgq._by_age(), (token & 15)::int) || (token & 15)::int) WITH ORDINALITY a (slot, n);
     SELECT setval('pgq.epoch', ((token >> 4) << 36) | (pgq._boot() << 4) | (token & 15));
 $$;
 COMMENT ON FUNCTION pgq._set_open(bigint) IS
@@ -155,6 +159,8 @@ BEGIN
     IF (v_epoch >> 4) & 4294967295 = pgq._boot() THEN
         RETURN v_epoch;
     END IF;
+    -- Lease numbers that were drawn and not yet on disk when the server crashed must not be drawn again.
+    PERFORM setval('pgq.lease_id', coalesce(pg_sequence_last_value('pgq.lease_id'), 0) + 1048576);
     FOR v_turn IN REVERSE 16..1 LOOP  -- so that the free one next in the ring is the last one found
         v_slot := (v_epoch + v_turn) & 15;
         IF pg_relation_size(format('pgq.job_%s', v_slot)::regclass) = 0 THEN
@@ -187,21 +193,18 @@ END;
 $$;
 COMMENT ON FUNCTION pgq._adopt_alone() IS 'What pgq._adopt does while the ring stands still';
 
--- The lock is given back at once and not at the end of the transaction, which may be a producer's and long.
+-- What _adopt_alone changes are sequences, which stay changed when it is undone; the lock is given back, at once and
+-- not at the end of a transaction that may be a producer's and long.
 CREATE FUNCTION pgq._adopt() RETURNS bigint
     LANGUAGE plpgsql
 AS $$
 DECLARE
     v_epoch bigint;
 BEGIN
-    PERFORM pg_advisory_lock(pgq._task_key(1));
-    BEGIN
-        v_epoch := pgq._adopt_alone();
-    EXCEPTION WHEN query_canceled OR OTHERS THEN
-        PERFORM pg_advisory_unlock(pgq._task_key(1));
-        RAISE;
-    END;
-    PERFORM pg_advisory_unlock(pgq._task_key(1));
+    PERFORM pg_advisory_xact_lock(pgq._task_key(1));
+    v_epoch := pgq._adopt_alone();
+    RAISE SQLSTATE 'PQ000';
+EXCEPTION WHEN SQLSTATE 'PQ000' THEN
     RETURN v_epoch;
 END;
 $$;
@@ -209,7 +212,29 @@ COMMENT ON FUNCTION pgq._adopt() IS 'Confirms or changes the open segment after 
 
 -- The functions whose names end in _0 read the tables of segment 0 by name: a plan over the partitioned parent would
 -- lock all sixteen segments each time and wait for the truncation of one that it does not need. _for_each_slot makes
--- the other fifteen from them, and one that chooses (EXECUTE would cost 10 to 20 µs more).
+-- the other fifteen from them, and one that chooses (EXECUTE would cost 10 to 20 us more).
+--
+-- A binary tree of IFs: PL/pgSQL prepares every expression that it meets anew in each transaction.
+CREATE FUNCTION pgq._by_slot(slot text, statement text) RETURNS text
+    LANGUAGE plpgsql IMMUTABLE
+AS $$
+DECLARE
+    v_tree text[] := ARRAY(
+        SELECT regexp_replace(statement, E'\\m([a-z_]+)_0\\M', E'\\1_' || n, 'g') FROM generate_series(0, 15) n
+    );
+    v_step int := 1;
+BEGIN
+    WHILE cardinality(v_tree) > 1 LOOP
+        SELECT array_agg(format(E'IF %s < %s THEN\n%s\nELSE\n%s\nEND IF;', slot, (2 * i - 1) * v_step, v_tree[2 * i - 1],
+            v_tree[2 * i]) ORDER BY i)
+        INTO v_tree FROM generate_series(1, cardinality(v_tree) / 2) i;
+        v_step := v_step * 2;
+    END LOOP;
+    RETURN v_tree[1];
+END;
+$$;
+COMMENT ON FUNCTION pgq._by_slot(text, text) IS 'From a statement about segment 0 makes one that does it in the segment of a slot';
+
 CREATE FUNCTION pgq._for_each_slot(function regprocedure) RETURNS void
     LANGUAGE plpgsql
 AS $$
@@ -218,40 +243,47 @@ DECLARE
     v_comment text := obj_description(function, 'pg_proc');
     v_types text := pg_get_function_identity_arguments(function);
     v_name text;
-    v_leaf text;
-    v_tree text[];
-    v_step int := 1;
+    v_call text;
 BEGIN
     SELECT regexp_replace(p.proname, '_0$', ''),
-        CASE WHEN p.proretset THEN 'RETURN QUERY SELECT * FROM pgq.%I(%s);'
-            WHEN p.prorettype = 'void'::regtype THEN 'PERFORM pgq.%I(%s);' ELSE 'RETURN pgq.%I(%s);' END
-    INTO v_name, v_leaf FROM pg_proc p WHERE p.oid = function;
+        format(CASE WHEN p.proretset THEN 'RETURN QUERY SELECT * FROM pgq.%I(%s);'
+            WHEN p.prorettype = 'void'::regtype THEN 'PERFORM pgq.%I(%s);' ELSE 'RETURN pgq.%I(%s);' END,
+            p.proname, array_to_string(p.proargnames, ', '))
+    INTO v_name, v_call FROM pg_proc p WHERE p.oid = function;
     FOR v_slot IN 1..15 LOOP
-        EXECUTE regexp_replace(v_code, '\m([a-z_]+)_0\M', '\1_' || v_slot, 'g');
+        EXECUTE regexp_replace(v_code, E'\\m([a-z_]+)_0\\M', E'\\1_' || v_slot, 'g');
         EXECUTE format('COMMENT ON FUNCTION pgq.%I(%s) IS %L', v_name || '_' || v_slot, v_types,
             replace(v_comment, 'segment 0', 'segment ' || v_slot));
     END LOOP;
-
-    -- A binary tree of IFs: PL/pgSQL prepares every expression that it meets anew in each transaction.
-    SELECT array_agg(format(v_leaf, v_name || '_' || s, (
-        SELECT string_agg(n, ', ' ORDER BY i) FROM pg_proc p, unnest(p.proargnames) WITH ORDINALITY a (n, i)
-        WHERE p.oid = function
-    )) ORDER BY s)
-    INTO v_tree FROM generate_series(0, 15) s;
-    WHILE cardinality(v_tree) > 1 LOOP
-        SELECT array_agg(format(E'IF slot < %s THEN\n%s\nELSE\n%s\nEND IF;', (2 * i - 1) * v_step, v_tree[2 * i - 1],
-            v_tree[2 * i]) ORDER BY i)
-        INTO v_tree FROM generate_series(1, cardinality(v_tree) / 2) i;
-        v_step := v_step * 2;
-    END LOOP;
-    EXECUTE format('CREATE FUNCTION pgq.%I(%s) RETURNS %s LANGUAGE plpgsql AS %L', v_name, concat_ws(', ', 'slot int', nullif(v_types, '')),
-        pg_get_function_result(function), format(E'BEGIN\n%s\nEND;', v_tree[1]));
+    EXECUTE format('CREATE FUNCTION pgq.%I(%s) RETURNS %s LANGUAGE plpgsql AS %L', v_name,
+        concat_ws(', ', 'slot int', nullif(v_types, '')), pg_get_function_result(function),
+        format(E'BEGIN\n%s\nEND;', pgq._by_slot('slot', v_call)));
     EXECUTE format('COMMENT ON FUNCTION pgq.%I(%s) IS %L', v_name, concat_ws(', ', 'slot int', nullif(v_types, '')),
         replace(v_comment, 'segment 0', 'the segment in a slot'));
 END;
 $$;
 COMMENT ON FUNCTION pgq._for_each_slot(regprocedure) IS
     'From a function for segment 0 makes those for 1 to 15, and the one that takes the slot as its first argument';
+
+-- The hottest functions choose for themselves, which saves a call and a copy of the result: a statement below a line
+-- "-- by slot: <expression>" becomes such a tree.
+CREATE FUNCTION pgq._choose_slot(function regprocedure) RETURNS void
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_code text := pg_get_functiondef(function);
+    v_match text[];
+BEGIN
+    LOOP
+        v_match := regexp_match(v_code, E'(-- by slot: ([^\n]*)\n([^;]*;))');
+        EXIT WHEN v_match IS NULL;
+        v_code := replace(v_code, v_match[1], pgq._by_slot(v_match[2], v_match[3]));
+    END LOOP;
+    EXECUTE v_code;
+END;
+$$;
+COMMENT ON FUNCTION pgq._choose_slot(regprocedure) IS
+    'Makes a function that was written for segment 0 do the marked statements in the segment of a slot';
 
 -- To insert jobs, hold the open segment: lock its job table as an INSERT does, then look whether it is still open.
 -- Either the look shows that it was sealed meanwhile, or who seals it finds the lock and waits for its end.

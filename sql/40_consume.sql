@@ -69,24 +69,11 @@ DECLARE
     v_lane bigint;
     v_busy bigint[];
     v_again bigint[];
-    v_xid xid8;
-    v_id bigint;
-    v_taken bigint;
-    v_open xid8[];
+    v_at record;
     v_late xid8[];
-    v_late_xid xid8;
-    v_late_id bigint;
     v_between xid8[];
-    v_low xid8[];
     v_starts bigint[];
-    v_high xid8[];
-    v_ends bigint[];
-    v_ids bigint[];
-    v_xids xid8[];
-    v_attempts smallint[];
-    v_gap bigint;
     v_count int;
-    v_lease bigint;
 BEGIN
     FOR v_look IN 0..1 LOOP
         v_busy := '{}';
@@ -103,90 +90,84 @@ BEGIN
                 CONTINUE;
             END IF;
 
-            SELECT l.cursor_xid, l.cursor_id, l.taken, l.open_xids, l.late_xid, l.late_id
-            INTO v_xid, v_id, v_taken, v_open, v_late_xid, v_late_id
-            FROM pgq.lease_0 l WHERE l.lane = v_lane ORDER BY l.id DESC LIMIT 1;
-            IF NOT FOUND THEN
-                v_xid := '0';
-                v_id := 0;
-                v_taken := 0;
-            END IF;
+            SELECT coalesce(l.cursor_xid, '0') AS xid, coalesce(l.cursor_id, 0) AS id, coalesce(l.taken, 0) AS taken,
+                l.open_xids AS open, l.late_xid, l.late_id
+            INTO v_at
+            FROM (SELECT) one LEFT JOIN LATERAL (
+                SELECT * FROM pgq.lease_0 l WHERE l.lane = v_lane ORDER BY l.id DESC LIMIT 1
+            ) l ON true;
             v_late := v_none;
             v_between := v_none;
-            v_starts := ARRAY[v_id];
-            IF v_open IS NOT NULL THEN
+            v_starts := ARRAY[v_at.id];
+            IF v_at.open IS NOT NULL THEN
                 -- Whose jobs were handed out in part comes first, so that there is never a second one of that kind.
-                SELECT coalesce(array_agg(o.x ORDER BY o.x <> v_late_xid, o.x) FILTER (WHERE o.ended), '{}'),
+                SELECT coalesce(array_agg(o.x ORDER BY o.x <> v_at.late_xid, o.x) FILTER (WHERE o.ended), '{}'),
                     coalesce(array_agg(o.x) FILTER (WHERE NOT o.ended), '{}')
-                INTO v_late, v_open
+                INTO v_late, v_at.open
                 FROM (
                     SELECT x, x < horizon AND x <> ALL (running)
-                        AND (v_late_xid < horizon AND v_late_xid <> ALL (running)) IS NOT FALSE
-                    FROM unnest(v_open) x
+                        AND (v_at.late_xid < horizon AND v_at.late_xid <> ALL (running)) IS NOT FALSE
+                    FROM unnest(v_at.open) x
                 ) o (x, ended);
-                v_starts := array_fill(0::bigint, ARRAY[cardinality(v_late)]) || v_id;
-                IF v_late_xid = v_late[1] THEN
-                    v_starts[1] := v_late_id;
-                    v_late_xid := NULL;
+                v_starts := array_fill(0::bigint, ARRAY[cardinality(v_late)]) || v_at.id;
+                IF v_at.late_xid = v_late[1] THEN
+                    v_starts[1] := v_at.late_id;
+                    v_at.late_xid := NULL;
                 END IF;
             END IF;
             IF running <> v_none THEN
-                v_between := ARRAY(SELECT x FROM unnest(running) x WHERE x > v_xid ORDER BY x);
+                v_between := ARRAY(SELECT x FROM unnest(running) x WHERE x > v_at.xid ORDER BY x);
                 v_starts := v_starts || array_fill(v_end, ARRAY[cardinality(v_between)]);
             END IF;
 
-            -- The gaps are walked in their order, so the rows come in theirs: a nested loop cannot do otherwise.
-            v_low := v_late || v_xid || v_between;
-            v_high := v_late || v_between || horizon;
-            v_ends := array_fill(v_end, ARRAY[cardinality(v_late)])
-                || array_fill(0::bigint, ARRAY[cardinality(v_between) + 1]);
-            SELECT array_agg(p.id), array_agg(p.xid), array_agg(p.attempt), max(p.gap), count(*)
-            INTO v_ids, v_xids, v_attempts, v_gap, v_count
-            FROM (
-                SELECT j.id, j.xid, j.attempt, g.gap
-                FROM unnest(v_low, v_starts, v_high, v_ends) WITH ORDINALITY AS g (low_xid, low_id, high_xid, high_id, gap)
+            -- The gaps are walked in their order, so the rows come in theirs: a nested loop cannot do otherwise. The
+            -- position after them is that of the last one, unless even the late transactions are not exhausted.
+            RETURN QUERY
+            WITH picked AS MATERIALIZED (
+                SELECT j.*, g.gap
+                FROM unnest(
+                    v_late || v_at.xid || v_between, v_starts, v_late || v_between || horizon,
+                    array_fill(v_end, ARRAY[cardinality(v_late)]) || array_fill(0::bigint, ARRAY[cardinality(v_between) + 1])
+                ) WITH ORDINALITY AS g (low_xid, low_id, high_xid, high_id, gap)
                 CROSS JOIN LATERAL (
-                    SELECT j.id, j.xid, j.attempt FROM pgq.job_0 j
+                    SELECT j.xid, j.id, j.enqueued_at, j.attempt, j.max_attempts, j.task, j.payload, j.headers
+                    FROM pgq.job_0 j
                     WHERE j.lane = v_lane
                         AND (j.xid, j.id) > (g.low_xid, g.low_id) AND (j.xid, j.id) <= (g.high_xid, g.high_id)
                     ORDER BY j.xid, j.id
                     LIMIT n
                 ) j
                 LIMIT n
-            ) p;
-            CONTINUE WHEN v_count = 0;
-
-            IF v_gap > cardinality(v_late) THEN
-                v_xid := v_xids[v_count];
-                v_id := v_ids[v_count];
-                IF v_between <> v_none THEN
-                    v_open := v_open || ARRAY(SELECT x FROM unnest(v_between) x WHERE x < v_xid);
-                END IF;
-            ELSIF v_count = n THEN
-                v_late_xid := v_late[v_gap];
-                v_late_id := v_ids[v_count];
-                v_open := v_open || v_late[v_gap:];
-            END IF;
-            INSERT INTO pgq.lease_0 (lane, claimed_at, expires_at, cursor_xid, cursor_id, taken, late_xid, late_id, worker,
-                job_ids, attempts, open_xids)
-            VALUES (v_lane, pgq._now(), expiry, v_xid, v_id, v_taken + v_count, v_late_xid,
-                CASE WHEN v_late_xid IS NOT NULL THEN v_late_id END, who,
-                v_ids, CASE WHEN 1 < ANY (v_attempts) THEN v_attempts END, nullif(v_open, v_none))
-            RETURNING id INTO v_lease;
-
-            -- The same rows once more: what lies in the gaps has ended and does not change.
-            RETURN QUERY
-            SELECT j.id, v_lease, named, j.task, j.payload, j.attempt::int, coalesce(j.max_attempts::int, tries),
-                pgq._priority(v_lane), j.enqueued_at, expiry, j.headers
-            FROM unnest(v_low, v_starts, v_high, v_ends) AS g (low_xid, low_id, high_xid, high_id)
-            CROSS JOIN LATERAL (
-                SELECT * FROM pgq.job_0 j
-                WHERE j.lane = v_lane
-                    AND (j.xid, j.id) > (g.low_xid, g.low_id) AND (j.xid, j.id) <= (g.high_xid, g.high_id)
-                ORDER BY j.xid, j.id
-                LIMIT n
-            ) j
-            LIMIT n;
+            ), last AS (
+                SELECT a.*, a.gap > cardinality(v_late) AS fresh, a.xids[a.count] AS xid, a.ids[a.count] AS id
+                FROM (
+                    SELECT array_agg(p.id) AS ids, array_agg(p.xid) AS xids, max(p.attempt) AS attempt, max(p.gap) AS gap,
+                        count(*) AS count
+                    FROM picked p
+                ) a
+                WHERE a.count > 0
+            ), claim AS (
+                INSERT INTO pgq.lease_0 (lane, claimed_at, expires_at, cursor_xid, cursor_id, taken, late_xid, late_id,
+                    worker, job_ids, attempts, open_xids)
+                SELECT v_lane, pgq._now(), expiry,
+                    CASE WHEN a.fresh THEN a.xid ELSE v_at.xid END, CASE WHEN a.fresh THEN a.id ELSE v_at.id END,
+                    v_at.taken + a.count,
+                    CASE WHEN a.fresh OR a.count < n THEN v_at.late_xid ELSE v_late[a.gap] END,
+                    CASE WHEN NOT a.fresh AND a.count = n THEN a.id WHEN v_at.late_xid IS NOT NULL THEN v_at.late_id END,
+                    who, a.ids, CASE WHEN a.attempt > 1 THEN (SELECT array_agg(p.attempt) FROM picked p) END,
+                    nullif(CASE
+                        WHEN a.fresh AND v_between <> v_none
+                            THEN v_at.open || ARRAY(SELECT x FROM unnest(v_between) x WHERE x < a.xid)
+                        WHEN NOT a.fresh AND a.count = n THEN v_at.open || v_late[a.gap:]
+                        ELSE v_at.open
+                    END, v_none)
+                FROM last a
+                RETURNING lease_0.id
+            )
+            SELECT p.id, c.id, named, p.task, p.payload, p.attempt::int, coalesce(p.max_attempts::int, tries),
+                pgq._priority(v_lane), p.enqueued_at, expiry, p.headers
+            FROM claim c CROSS JOIN picked p;
+            GET DIAGNOSTICS v_count = ROW_COUNT;
             n := n - v_count;
             IF n = 0 THEN
                 RETURN;
@@ -225,50 +206,52 @@ CREATE FUNCTION pgq._take_one_0(
     LANGUAGE plpgsql
 AS $$
 DECLARE
-    v_lane bigint;
-    v_next int;
+    v_lane bigint := line;
     v_unsure boolean := false;
     v_busy int := 0;
-    v_xid xid8;
-    v_id bigint;
-    v_taken bigint;
-    v_open xid8[];
-    v_late_xid xid8;
     v_job record;
     v_lease bigint;
 BEGIN
     -- One step more than there are lanes: if all are busy, wait for the first.
     FOR v_shard IN 0..greatest(lanes, 1) LOOP
         EXIT WHEN v_shard = greatest(lanes, 1) AND v_busy < v_shard;
-        v_lane := CASE WHEN lanes = 0 THEN line ELSE line | ((first + v_shard) % lanes + 1) END;
+        IF lanes > 0 THEN
+            v_lane := line | ((first + v_shard) % lanes + 1);
+        END IF;
         IF pg_try_advisory_xact_lock(pgq._lane_key(v_lane)) THEN
             NULL;
         ELSIF v_busy < greatest(lanes, 1) OR NOT pgq._wait_for_lane(v_lane) THEN
             v_busy := v_busy + 1;
             CONTINUE;
         END IF;
-        SELECT l.cursor_xid, l.cursor_id, l.taken, l.open_xids, l.late_xid INTO v_xid, v_id, v_taken, v_open, v_late_xid
-        FROM pgq.lease_0 l WHERE l.lane = v_lane ORDER BY l.id DESC LIMIT 1;
-        IF v_late_xid IS NOT NULL OR NOT v_open <@ running THEN
+        SELECT j.*, l.taken, l.open_xids, b.below IS NOT NULL AS unsure,
+            l.late_xid IS NOT NULL OR NOT coalesce(l.open_xids <@ running, true) AS late
+        INTO v_job
+        FROM (SELECT) one
+        LEFT JOIN LATERAL (
+            SELECT l.cursor_xid, l.cursor_id, l.taken, l.open_xids, l.late_xid
+            FROM pgq.lease_0 l WHERE l.lane = v_lane ORDER BY l.id DESC LIMIT 1
+        ) l ON true
+        LEFT JOIN LATERAL (
+            SELECT x AS below FROM unnest(running) x WHERE x > coalesce(l.cursor_xid, '0') LIMIT 1
+        ) b ON true
+        LEFT JOIN LATERAL (
+            SELECT j.id, j.xid, j.task, j.payload, j.attempt, j.max_attempts, j.enqueued_at, j.headers
+            FROM pgq.job_0 j
+            WHERE j.lane = v_lane AND (j.xid, j.id) > (coalesce(l.cursor_xid, '0'), coalesce(l.cursor_id, 0))
+                AND j.xid < coalesce(b.below, horizon)
+            ORDER BY j.xid, j.id
+            LIMIT 1
+        ) j ON true;
+        IF v_job.late THEN
             RETURN NULL;
-        END IF;
-        v_next := 1;
-        WHILE running[v_next] <= v_xid LOOP
-            v_next := v_next + 1;
-        END LOOP;
-        SELECT j.id, j.xid, j.task, j.payload, j.attempt, j.max_attempts, j.enqueued_at, j.headers INTO v_job
-        FROM pgq.job_0 j
-        WHERE j.lane = v_lane AND (j.xid, j.id) > (coalesce(v_xid, '0'), coalesce(v_id, 0))
-            AND j.xid < coalesce(running[v_next], horizon)
-        ORDER BY j.xid, j.id
-        LIMIT 1;
-        IF v_job.id IS NULL THEN
-            v_unsure := v_unsure OR running[v_next] IS NOT NULL;
+        ELSIF v_job.id IS NULL THEN
+            v_unsure := v_unsure OR v_job.unsure;
             CONTINUE;
         END IF;
         INSERT INTO pgq.lease_0 (lane, claimed_at, expires_at, cursor_xid, cursor_id, taken, worker, job_ids, attempts, open_xids)
-        VALUES (v_lane, pgq._now(), expiry, v_job.xid, v_job.id, coalesce(v_taken, 0) + 1, who, ARRAY[v_job.id],
-            CASE WHEN v_job.attempt > 1 THEN ARRAY[v_job.attempt] END, v_open)
+        VALUES (v_lane, pgq._now(), expiry, v_job.xid, v_job.id, coalesce(v_job.taken, 0) + 1, who, ARRAY[v_job.id],
+            CASE WHEN v_job.attempt > 1 THEN ARRAY[v_job.attempt] END, v_job.open_xids)
         RETURNING id INTO v_lease;
         RETURN (v_job.id, v_lease, named, v_job.task, v_job.payload, v_job.attempt, coalesce(v_job.max_attempts, tries),
             pgq._priority(v_lane), v_job.enqueued_at, expiry, v_job.headers)::pgq.claimed_job;
@@ -284,8 +267,39 @@ COMMENT ON FUNCTION pgq._take_one_0(bigint, int, int, xid8, xid8[], timestamptz,
 
 SELECT pgq._for_each_slot('pgq._take_one_0(bigint,int,int,xid8,xid8[],timestamptz,text,text,int)');
 
+-- With one lane to a priority, jobs are handed out strictly in order. So there must be one claimer at a time, who looks
+-- at the front lane and then at the other, in all segments, and knows all that was committed before he began. Returns
+-- the lines that he may look at.
+CREATE FUNCTION pgq._in_order(lines bigint[]) RETURNS bigint[]
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_line bigint;
+BEGIN
+    FOREACH v_line IN ARRAY lines LOOP
+        IF NOT (pg_try_advisory_xact_lock(pgq._lane_key(v_line & ~255::bigint)) OR pgq._wait_for_lane(v_line & ~255::bigint))
+        THEN
+            RETURN ARRAY(SELECT l FROM unnest(lines) l WHERE l < v_line & ~255::bigint);
+        END IF;
+    END LOOP;
+    RETURN lines;
+END;
+$$;
+COMMENT ON FUNCTION pgq._in_order(bigint[]) IS 'Locks the priorities of a queue with one lane each; returns those it got';
+
+CREATE FUNCTION pgq._live_slots() RETURNS int[]
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_live bigint := pg_sequence_last_value('pgq.live') | (1::bigint << (pg_sequence_last_value('pgq.epoch') & 15)::int);
+BEGIN
+    RETURN ARRAY(SELECT s FROM unnest(pgq._by_age()) WITH ORDINALITY a (s, n) WHERE (v_live >> s) & 1 = 1 ORDER BY n);
+END;
+$$;
+COMMENT ON FUNCTION pgq._live_slots() IS 'The segments that may have jobs to claim, the oldest first';
+
 -- The settings keep a plan that was made for an empty segment good for ten million rows. One opening statement, because
--- each further one costs as much again.
+-- each further one, and each expression outside of it, costs as much again.
 CREATE FUNCTION pgq.claim(
     queue text,
     batch int DEFAULT 1,
@@ -297,78 +311,79 @@ CREATE FUNCTION pgq.claim(
     SET plan_cache_mode = force_generic_plan SET jit = off
 AS $$
 DECLARE
-    v_epoch bigint := pg_sequence_last_value('pgq.epoch');
-    v_live bigint;
-    v_age bigint;
-    v_slots int[];
     v_queue record;
-    v_own xid8 := pg_current_xact_id_if_assigned();
+    v_ordered bigint[];
     v_line bigint;
-    v_base bigint;
-    v_lanes int;
     v_slot int;
     v_job pgq.claimed_job;
     v_count int;
 BEGIN
-    IF current_setting('transaction_isolation') <> 'read committed' OR batch IS NULL OR batch NOT BETWEEN 1 AND 100000
-        OR lease_for NOT BETWEEN '1 millisecond' AND '1 year' OR (v_epoch >> 4) & 4294967295 <> pgq._boot()
-    THEN
-        PERFORM pgq._read_committed();
-        PERFORM pgq._require('batch', batch BETWEEN 1 AND 100000, 'between 1 and 100000');
-        PERFORM pgq._require('lease_for', coalesce(lease_for BETWEEN '1 millisecond' AND '1 year', true),
-            'between 1 ms and 1 year');
-        v_epoch := pgq._adopt();
+    LOOP
+        SELECT q.id, q.lanes, q.max_attempts, q.paused, pgq._now() + coalesce(lease_for, q.lease) AS expiry,
+            pg_snapshot_xmax(pg_current_snapshot()) AS horizon, ARRAY(SELECT pg_snapshot_xip(pg_current_snapshot())) AS running,
+            pg_current_xact_id_if_assigned() AS own, floor(random() * q.lanes)::int AS first,
+            ARRAY(SELECT l.lane FROM pgq.line l WHERE l.queue_id = q.id ORDER BY l.lane) AS lines,
+            r.restored, CASE WHEN r.live | (1::bigint << r.slot) = 1::bigint << r.slot THEN ARRAY[r.slot] END AS slots,
+            NOT q.paused AND current_setting('transaction_isolation') = 'read committed' AND batch BETWEEN 1 AND 100000
+                AND (lease_for BETWEEN '1 millisecond' AND '1 year') IS NOT FALSE
+                AND (r.epoch >> 4) & 4294967295 = pgq._boot() AS sound
+        INTO v_queue
+        FROM pgq.queue q
+        CROSS JOIN LATERAL (
+            SELECT e.epoch, (e.epoch & 15)::int AS slot, pg_sequence_last_value('pgq.live') AS live,
+                pg_sequence_last_value('pgq.restored') AS restored
+            FROM pg_sequence_last_value('pgq.epoch') e (epoch)
+        ) r
+        WHERE q.name = claim.queue;
+        IF v_queue.sound IS NOT TRUE THEN
+            PERFORM pgq._read_committed();
+            PERFORM pgq._require('batch', batch BETWEEN 1 AND 100000, 'between 1 and 100000');
+            PERFORM pgq._require('lease_for', (lease_for BETWEEN '1 millisecond' AND '1 year') IS NOT FALSE,
+                'between 1 ms and 1 year');
+            PERFORM pgq._find_queue(queue);
+            IF v_queue.paused THEN
+                RETURN;
+            END IF;
+            PERFORM pgq._adopt();
+        ELSIF v_queue.lanes = 1 AND v_ordered IS NULL THEN
+            v_ordered := pgq._in_order(v_queue.lines);
+        ELSE
+            EXIT;
+        END IF;
+    END LOOP;
+    IF v_ordered IS NOT NULL THEN
+        v_queue.lines := v_ordered;
     END IF;
-    -- The oldest segment first. The open one is the last, and often the only one.
-    v_slot := v_epoch & 15;
-    v_live := pg_sequence_last_value('pgq.live') | (1::bigint << v_slot);
-    IF v_live = 1::bigint << v_slot THEN
-        v_slots := ARRAY[v_slot];
-    ELSE
-        v_age := pg_sequence_last_value('pgq.age');
-        v_slots := ARRAY(
-            SELECT (v_age >> (4 * n)) & 15 FROM generate_series(0, 15) n
-            WHERE (v_live >> ((v_age >> (4 * n)) & 15)::int) & 1 = 1
-        );
-    END IF;
-    SELECT q.id, q.paused, q.lanes, q.max_attempts, pgq._now() + coalesce(lease_for, q.lease) AS expiry,
-        pg_snapshot_xmax(pg_current_snapshot()) AS horizon, ARRAY(SELECT pg_snapshot_xip(pg_current_snapshot())) AS running,
-        ARRAY(SELECT l.lane FROM pgq.line l WHERE l.queue_id = q.id ORDER BY l.lane) AS lines,
-        floor(random() * q.lanes)::int AS first
-    INTO v_queue
-    FROM pgq.queue q WHERE q.name = claim.queue;
-    IF v_queue.id IS NULL THEN
-        PERFORM pgq._find_queue(queue);
-    ELSIF v_queue.paused THEN
-        RETURN;
-    END IF;
-    IF v_own IS NOT NULL THEN
+    IF v_queue.own IS NOT NULL THEN
         -- Jobs of this very transaction would be visible, and taken too early: it may still roll back.
-        v_queue.running := ARRAY(SELECT x FROM unnest(v_queue.running || v_own) x ORDER BY x);
+        v_queue.running := ARRAY(SELECT x FROM unnest(v_queue.running || v_queue.own) x ORDER BY x);
+    END IF;
+    IF v_queue.slots IS NULL THEN
+        v_queue.slots := pgq._live_slots();
     END IF;
 
     FOREACH v_line IN ARRAY v_queue.lines LOOP
-        v_base := v_line & ~255::bigint;
-        v_lanes := (v_line & 255)::int * v_queue.lanes;
-        FOREACH v_slot IN ARRAY v_slots LOOP
-            IF (pg_sequence_last_value('pgq.restored') >> v_slot) & 1 = 1 THEN
+        FOREACH v_slot IN ARRAY v_queue.slots LOOP
+            IF batch = 1 AND v_queue.restored = 0 THEN
+                -- by slot: v_slot
+                v_job := pgq._take_one_0(v_line & ~255::bigint, (v_line & 255)::int * v_queue.lanes, v_queue.first,
+                    v_queue.horizon, v_queue.running, v_queue.expiry, worker, queue, v_queue.max_attempts);
+                IF v_job.id > 0 THEN
+                    RETURN NEXT v_job;
+                    RETURN;
+                END IF;
+                CONTINUE WHEN v_job.id = 0;
+            END IF;
+            IF (v_queue.restored >> v_slot) & 1 = 1 THEN
                 -- From another cluster: all its transactions have ended, and their numbers only give the order.
                 RETURN QUERY
-                SELECT * FROM pgq._take(v_slot, v_base, v_lanes, v_queue.first, batch, '9223372036854775807', '{}',
-                    v_queue.expiry, worker, queue, v_queue.max_attempts);
+                SELECT * FROM pgq._take(v_slot, v_line & ~255::bigint, (v_line & 255)::int * v_queue.lanes, v_queue.first,
+                    batch, '9223372036854775807', '{}', v_queue.expiry, worker, queue, v_queue.max_attempts);
             ELSE
-                IF batch = 1 THEN
-                    v_job := pgq._take_one(v_slot, v_base, v_lanes, v_queue.first, v_queue.horizon, v_queue.running,
-                        v_queue.expiry, worker, queue, v_queue.max_attempts);
-                    CONTINUE WHEN v_job.id = 0;
-                    IF v_job.id > 0 THEN
-                        RETURN NEXT v_job;
-                        RETURN;
-                    END IF;
-                END IF;
+                -- by slot: v_slot
                 RETURN QUERY
-                SELECT * FROM pgq._take(v_slot, v_base, v_lanes, v_queue.first, batch, v_queue.horizon, v_queue.running,
-                    v_queue.expiry, worker, queue, v_queue.max_attempts);
+                SELECT * FROM pgq._take_0(v_line & ~255::bigint, (v_line & 255)::int * v_queue.lanes, v_queue.first,
+                    batch, v_queue.horizon, v_queue.running, v_queue.expiry, worker, queue, v_queue.max_attempts);
             END IF;
             GET DIAGNOSTICS v_count = ROW_COUNT;
             batch := batch - v_count;
@@ -385,16 +400,47 @@ COMMENT ON FUNCTION pgq.claim(text, int, interval, text) IS
     'a short transaction of its own: until it ends, others cannot claim from the same lanes. worker: a name for the '
     'records. Raises PQ002 (no such queue), PQ003 (not READ COMMITTED), 22023';
 
+SELECT pgq._choose_slot('pgq.claim(text,int,interval,text)');
+
 -- Settle --------------------------------------------------------------------------------------------------------------
 
--- One attempt, ended. False if the lease does not hold the job, or no longer.
+-- A lease of few jobs gets one outcome for each of them. One of many (pgq._whole tells) is either ended as a whole, by
+-- a single row whose job_id is 0, or marked with a row of kind 'split', job_id 0 too, before it gets outcomes for its
+-- jobs. The unique index on (lease_id, job_id) lets only one of the two be, and only one outcome of each job; who comes
+-- second waits for the end of the first's transaction and then finds its row, or gets 40001 under REPEATABLE READ.
+CREATE FUNCTION pgq._whole(job_ids bigint[]) RETURNS boolean
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+AS $$ SELECT cardinality(job_ids) >= 8 $$;
+COMMENT ON FUNCTION pgq._whole(bigint[]) IS 'Whether a lease of these jobs may be ended as a whole';
+
+CREATE FUNCTION pgq._split_0(leases bigint[]) RETURNS void
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    INSERT INTO pgq.outcome_0 (job_id, lease_id, at, kind)
+    SELECT 0, l.id, pgq._now(), 'split'
+    FROM pgq.lease_0 l
+    WHERE l.id = ANY (leases) AND l.job_ids IS NOT NULL AND pgq._whole(l.job_ids)
+        AND NOT EXISTS (SELECT FROM pgq.outcome_0 o WHERE o.lease_id = l.id AND o.job_id = 0 OFFSET 0)
+    ORDER BY l.id
+    ON CONFLICT DO NOTHING;
+END;
+$$;
+COMMENT ON FUNCTION pgq._split_0(bigint[]) IS 'Lets the jobs of these leases in segment 0 end one by one';
+
+SELECT pgq._for_each_slot('pgq._split_0(bigint[])');
+
+-- One attempt, ended. False if the lease does not hold the job, or no longer, or if it has not been split.
 CREATE FUNCTION pgq._settle_0(job bigint, lease bigint, result jsonb) RETURNS boolean
     LANGUAGE plpgsql
 AS $$
 BEGIN
     INSERT INTO pgq.outcome_0 (job_id, lease_id, at, kind, result)
     SELECT job, l.id, pgq._now(), 'done', result
-    FROM pgq.lease_0 l WHERE l.id = lease AND l.job_ids IS NOT NULL AND job = ANY (l.job_ids)
+    FROM pgq.lease_0 l
+    WHERE l.id = lease AND l.job_ids IS NOT NULL AND job = ANY (l.job_ids)
+        AND (NOT pgq._whole(l.job_ids)
+            OR EXISTS (SELECT FROM pgq.outcome_0 o WHERE o.lease_id = l.id AND o.job_id = 0 AND o.kind = 'split' OFFSET 0))
     ON CONFLICT DO NOTHING;
     RETURN FOUND;
 END;
@@ -414,14 +460,18 @@ CREATE FUNCTION pgq._settle_many_0(
     LANGUAGE plpgsql
 AS $$
 BEGIN
+    PERFORM pgq._split_0(leases);
     RETURN QUERY
     INSERT INTO pgq.outcome_0 AS o (job_id, lease_id, at, kind, result, error)
     SELECT u.id, u.lease, pgq._now(), coalesce(u.kind, kinds[1]), u.result, u.error
     FROM unnest(ids, leases, kinds, results, errors) u (id, lease, kind, result, error)
     JOIN (
-        SELECT l.id AS lease, unnest(l.job_ids) AS id FROM pgq.lease_0 l
+        SELECT l.id AS lease, unnest(l.job_ids) AS id
+        FROM pgq.lease_0 l
         WHERE l.id = ANY (leases) AND l.job_ids IS NOT NULL
+            AND NOT EXISTS (SELECT FROM pgq.outcome_0 w WHERE w.lease_id = l.id AND w.job_id = 0 AND w.kind = 'done' OFFSET 0)
     ) held ON held.id = u.id AND held.lease = u.lease
+    ORDER BY u.lease, u.id
     ON CONFLICT DO NOTHING
     RETURNING o.job_id, o.lease_id;
 END;
@@ -503,11 +553,16 @@ CREATE FUNCTION pgq.ack(id bigint, lease bigint, result jsonb DEFAULT NULL) RETU
     SET enable_seqscan = off SET enable_bitmapscan = off
     SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off
 AS $$
+DECLARE
+    v_slot int := lease & 15;
+    v_done boolean;
 BEGIN
-    IF pgq._settle((lease & 15)::int, id, lease, result) THEN
+    -- by slot: v_slot
+    v_done := pgq._settle_0(id, lease, result);
+    IF v_done THEN
         RETURN;
     END IF;
-    PERFORM pgq._settle_stragglers(ARRAY[id], ARRAY[lease], '{done}', ARRAY[result], NULL);
+    PERFORM pgq._settle_many(ARRAY[id], ARRAY[lease], '{done}', ARRAY[result], NULL);
     IF NOT FOUND THEN
         PERFORM pgq._lost(id, lease);
     END IF;
@@ -516,50 +571,89 @@ $$;
 COMMENT ON FUNCTION pgq.ack(bigint, bigint, jsonb) IS
     'Ends a claimed job as done, with an optional result, in the caller''s transaction. Raises PQ001 if the lease is lost';
 
--- The common case of a batch: every job is held, by leases of one segment. Returns how many were.
-CREATE FUNCTION pgq._done_0(ids bigint[], leases bigint[], results jsonb[]) RETURNS bigint
+SELECT pgq._choose_slot('pgq.ack(bigint,bigint,jsonb)');
+
+-- The common case of a batch: all jobs of a lease, in the order in which they were claimed.
+CREATE FUNCTION pgq._done_0(ids bigint[], lease bigint, results jsonb[]) RETURNS boolean
     LANGUAGE plpgsql
 AS $$
-DECLARE
-    v_count bigint;
 BEGIN
-    INSERT INTO pgq.outcome_0 (job_id, lease_id, at, kind, result)
-    SELECT u.id, u.lease, pgq._now(), 'done', u.result
-    FROM unnest(ids, leases, results) u (id, lease, result)
-    JOIN (
-        SELECT l.id AS lease, unnest(l.job_ids) AS id FROM pgq.lease_0 l
-        WHERE l.id = ANY (leases) AND l.job_ids IS NOT NULL
-    ) held ON held.id = u.id AND held.lease = u.lease;
-    GET DIAGNOSTICS v_count = ROW_COUNT;
-    RETURN v_count;
+    INSERT INTO pgq.outcome_0 (job_id, lease_id, at, kind, results)
+    SELECT 0, l.id, pgq._now(), 'done', results
+    FROM pgq.lease_0 l
+    WHERE l.id = lease AND l.job_ids = ids AND pgq._whole(l.job_ids)
+    ON CONFLICT DO NOTHING;
+    RETURN FOUND;
 END;
 $$;
-COMMENT ON FUNCTION pgq._done_0(bigint[], bigint[], jsonb[]) IS 'Ends jobs in segment 0 as done; fails if one has ended';
+COMMENT ON FUNCTION pgq._done_0(bigint[], bigint, jsonb[]) IS 'Ends all jobs of a lease in segment 0 as done, if there are many';
 
-SELECT pgq._for_each_slot('pgq._done_0(bigint[],bigint[],jsonb[])');
+SELECT pgq._for_each_slot('pgq._done_0(bigint[],bigint,jsonb[])');
+
+CREATE FUNCTION pgq._done_each_0(ids bigint[], leases bigint[], results jsonb[]) RETURNS SETOF bigint
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    RETURN QUERY
+    INSERT INTO pgq.outcome_0 AS o (job_id, lease_id, at, kind, results)
+    SELECT 0, l.id, pgq._now(), 'done', CASE WHEN _done_each_0.results IS NOT NULL THEN g.results END
+    FROM (
+        SELECT u.lease, array_agg(u.id ORDER BY u.n) AS ids, array_agg(u.result ORDER BY u.n) AS results
+        FROM unnest(ids, leases, _done_each_0.results) WITH ORDINALITY u (id, lease, result, n)
+        GROUP BY u.lease
+    ) g
+    JOIN pgq.lease_0 l ON l.id = g.lease AND l.job_ids = g.ids AND pgq._whole(l.job_ids)
+    ORDER BY l.id
+    ON CONFLICT DO NOTHING
+    RETURNING o.lease_id;
+END;
+$$;
+COMMENT ON FUNCTION pgq._done_each_0(bigint[], bigint[], jsonb[]) IS
+    'Ends as done the leases in segment 0 all of whose jobs are here, if there are many; returns those leases';
+
+SELECT pgq._for_each_slot('pgq._done_each_0(bigint[],bigint[],jsonb[])');
 
 CREATE FUNCTION pgq.ack_many(ids bigint[], leases bigint[], results jsonb[] DEFAULT NULL) RETURNS SETOF bigint
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     SET enable_seqscan = off SET enable_bitmapscan = off
     SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off
 AS $$
+DECLARE
+    v_slot int := leases[1] & 15;
+    v_done boolean := false;
+    v_whole bigint[];
 BEGIN
-    PERFORM pgq._same_length(ids, leases, cardinality(results));
-    BEGIN
-        IF pgq._done((leases[1] & 15)::int, ids, leases, results) = cardinality(ids) THEN
+    IF array_dims(leases) = array_dims(ids) AND leases[1] = ALL (leases)
+        AND (results IS NULL OR array_dims(results) = array_dims(ids))
+    THEN
+        -- by slot: v_slot
+        v_done := pgq._done_0(ids, leases[1], results);
+        IF v_done THEN
             RETURN QUERY SELECT u.id FROM unnest(ids) u (id);
             RETURN;
         END IF;
-        RAISE unique_violation;
-    EXCEPTION WHEN unique_violation THEN
-        -- Undone: some are lost, given twice, or in another segment. Find out which.
-        RETURN QUERY SELECT s.id FROM pgq._settle_many(ids, leases, '{done}', results, NULL) s;
-    END;
+    ELSE
+        PERFORM pgq._same_length(ids, leases, cardinality(results));
+        v_whole := ARRAY(
+            SELECT d FROM (SELECT DISTINCT (u.lease & 15)::int AS slot FROM unnest(leases) u (lease) WHERE u.lease IS NOT NULL) s,
+                pgq._done_each(s.slot, ids, leases, results) d
+        );
+        RETURN QUERY SELECT u.id FROM unnest(ids, leases) u (id, lease) WHERE u.lease = ANY (v_whole);
+    END IF;
+    RETURN QUERY
+    SELECT s.id
+    FROM (
+        SELECT array_agg(u.id) AS ids, array_agg(u.lease) AS leases, array_agg(u.result) AS results
+        FROM unnest(ids, leases, results) u (id, lease, result)
+        WHERE (u.lease = ANY (v_whole)) IS NOT TRUE
+    ) u, pgq._settle_many(u.ids, u.leases, '{done}', u.results, NULL) s;
 END;
 $$;
 COMMENT ON FUNCTION pgq.ack_many(bigint[], bigint[], jsonb[]) IS
     'Ends claimed jobs as done; ids and leases go in pairs. Returns the ids that took effect: the leases of the others are '
-    'lost';
+    'lost. Cheapest if all jobs of a claim are given at once, in the order in which it returned them';
+
+SELECT pgq._choose_slot('pgq.ack_many(bigint[],bigint[],jsonb[])');
 
 -- Fail ----------------------------------------------------------------------------------------------------------------
 
@@ -737,6 +831,19 @@ COMMENT ON TYPE pgq.extended IS 'A lease and its new expiry';
 COMMENT ON COLUMN pgq.extended.lease IS 'Lease id';
 COMMENT ON COLUMN pgq.extended.expires_at IS 'When it ends now';
 
+-- OFFSET 0 here and elsewhere: look each one up by its index, never read a whole table to join it, nor max() off the
+-- index on expires_at, from its end back to the lease.
+CREATE FUNCTION pgq._expiry_0(lease bigint) RETURNS timestamptz
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    RETURN (SELECT max(x.expires_at) FROM (SELECT l.expires_at FROM pgq.lease_0 l WHERE l.id = lease OFFSET 0) x);
+END;
+$$;
+COMMENT ON FUNCTION pgq._expiry_0(bigint) IS 'When a lease in segment 0 ends';
+
+SELECT pgq._for_each_slot('pgq._expiry_0(bigint)');
+
 -- The lease is lost once every job in it has an outcome.
 CREATE FUNCTION pgq._extend_0(leases bigint[], lease_for interval) RETURNS SETOF pgq.extended
     LANGUAGE plpgsql
@@ -746,16 +853,13 @@ BEGIN
     INSERT INTO pgq.lease_0 AS e (id, expires_at)
     SELECT l.id, greatest(
         pgq._now() + coalesce(lease_for, q.lease),
-        (SELECT max(x.expires_at) FROM pgq.lease_0 x WHERE x.id = l.id)
+        pgq._expiry_0(l.id)
     )
     FROM pgq.lease_0 l
     JOIN pgq.queue q ON q.id = l.lane >> 16
     WHERE l.id = ANY (leases)
         AND l.job_ids IS NOT NULL
-        AND EXISTS (
-            SELECT FROM unnest(l.job_ids) j (id)
-            WHERE NOT EXISTS (SELECT FROM pgq.outcome_0 o WHERE o.job_id = j.id AND o.lease_id = l.id OFFSET 0)
-        )
+        AND EXISTS (SELECT FROM pgq.unsettled_0 u WHERE u.lease = l.id OFFSET 0)
     RETURNING e.id, e.expires_at;
 END;
 $$;

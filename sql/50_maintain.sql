@@ -93,23 +93,18 @@ COMMENT ON FUNCTION pgq.promote() IS
 
 -- Reap ----------------------------------------------------------------------------------------------------------------
 
--- OFFSET 0 here and elsewhere: look each one up by its index, never read a whole table to join it.
 CREATE FUNCTION pgq._expired_0(since timestamptz, until timestamptz, n int) RETURNS SETOF pgq.settled
     LANGUAGE plpgsql
 AS $$
 BEGIN
     RETURN QUERY
-    SELECT j.id, e.id
+    SELECT u.id, e.id
     FROM (
         SELECT DISTINCT e.id FROM pgq.lease_0 e
         WHERE e.expires_at > since AND e.expires_at <= until
-            AND (SELECT max(x.expires_at) FROM pgq.lease_0 x WHERE x.id = e.id) <= until
+            AND (SELECT max(x.expires_at) FROM (SELECT x.expires_at FROM pgq.lease_0 x WHERE x.id = e.id OFFSET 0) x) <= until
     ) e
-    CROSS JOIN LATERAL (
-        SELECT l.job_ids FROM pgq.lease_0 l WHERE l.id = e.id AND l.job_ids IS NOT NULL OFFSET 0
-    ) l
-    CROSS JOIN LATERAL unnest(l.job_ids) j (id)
-    WHERE NOT EXISTS (SELECT FROM pgq.outcome_0 o WHERE o.job_id = j.id AND o.lease_id = e.id OFFSET 0)
+    CROSS JOIN LATERAL (SELECT u.id FROM pgq.unsettled_0 u WHERE u.lease = e.id OFFSET 0) u
     LIMIT n;
 END;
 $$;
@@ -207,9 +202,9 @@ COMMENT ON FUNCTION pgq.reap() IS
 -- Rotate --------------------------------------------------------------------------------------------------------------
 
 -- A partition per day, or per month for what is kept longer than six weeks. It is made apart and then attached, which
--- goes along with readers (a dump); CREATE TABLE … PARTITION OF would wait for them and hold everybody up.
+-- goes along with readers (a dump); CREATE TABLE ... PARTITION OF would wait for them and hold everybody up.
 CREATE FUNCTION pgq._archive_partition(at timestamptz) RETURNS void
-    LANGUAGE plpgsql SET timezone = 'UTC'
+    LANGUAGE plpgsql SET timezone = 'UTC' SET datestyle = 'ISO' SET default_tablespace = ''
 AS $$
 DECLARE
     v_unit text := CASE WHEN date_trunc('month', at) < pgq._now() + '45 days' THEN 'day' ELSE 'month' END;
@@ -219,12 +214,14 @@ DECLARE
 BEGIN
     IF EXISTS (
         SELECT FROM pg_class c
-        WHERE c.relnamespace = 'pgq'::regnamespace AND c.relname ~ '^archive_\d{8}_\d{8}$'
+        WHERE c.relnamespace = 'pgq'::regnamespace AND c.relname ~ '^archive_[0-9]{8}_[0-9]{8}$'
             AND at >= split_part(c.relname, '_', 2)::timestamptz AND at < split_part(c.relname, '_', 3)::timestamptz
     ) THEN
         RETURN;
     END IF;
     EXECUTE format('CREATE TABLE pgq.%I (LIKE pgq.archive INCLUDING COMMENTS)', v_name);
+    EXECUTE format('REVOKE ALL ON TABLE pgq.%I FROM PUBLIC', v_name);  -- whatever the owner's default privileges say
+    EXECUTE format('REVOKE ALL ON TYPE pgq.%I FROM PUBLIC', v_name);
     EXECUTE format('COMMENT ON TABLE pgq.%I IS %L', v_name, format('To be dropped after %s', v_to));
     EXECUTE format('CREATE INDEX %I ON pgq.%I (id)', v_name || '_id_idx', v_name);
     EXECUTE format('ALTER TABLE pgq.archive ATTACH PARTITION pgq.%I FOR VALUES FROM (%L) TO (%L)', v_name, v_from, v_to);
@@ -232,8 +229,9 @@ END;
 $$;
 COMMENT ON FUNCTION pgq._archive_partition(timestamptz) IS 'Makes sure that the archive takes rows to be dropped then';
 
+-- One that somebody reads, or that something depends on (a view), stays until the next time, and holds up no other.
 CREATE FUNCTION pgq._archive_drop() RETURNS int
-    LANGUAGE plpgsql SET timezone = 'UTC' SET lock_timeout = '20ms'
+    LANGUAGE plpgsql SET timezone = 'UTC' SET datestyle = 'ISO' SET lock_timeout = '20ms'
 AS $$
 DECLARE
     v_name text;
@@ -241,65 +239,85 @@ DECLARE
 BEGIN
     FOR v_name IN
         SELECT c.relname FROM pg_class c
-        WHERE c.relnamespace = 'pgq'::regnamespace AND c.relkind = 'r' AND c.relname ~ '^archive_\d{8}_\d{8}$'
+        WHERE c.relnamespace = 'pgq'::regnamespace AND c.relkind = 'r' AND c.relname ~ '^archive_[0-9]{8}_[0-9]{8}$'
             AND split_part(c.relname, '_', 3)::timestamptz < pgq._now()
         ORDER BY c.relname
-        LIMIT 3
     LOOP
-        EXECUTE format('DROP TABLE pgq.%I', v_name);
-        v_count := v_count + 1;
+        BEGIN
+            EXECUTE format('DROP TABLE pgq.%I', v_name);
+            v_count := v_count + 1;
+        EXCEPTION WHEN lock_not_available OR deadlock_detected OR dependent_objects_still_exist THEN
+            NULL;
+        END;
     END LOOP;
     RETURN v_count;
-EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
-    RETURN 0;
 END;
 $$;
 COMMENT ON FUNCTION pgq._archive_drop() IS 'Drops archive partitions whose time is over, unless somebody reads them';
 
--- Copies the next blocks of the outcomes of a drained segment, and all that belongs to them, to the archive. Nothing
--- there changes any more, so it needs no lock. Returns whether the whole segment has been copied.
+-- Copies the next outcomes of a drained segment, and all that belongs to them, to the archive: up to 200 blocks, or
+-- some 10,000 jobs. Nothing there changes any more, so it needs no lock. Returns whether the whole segment is copied.
 CREATE FUNCTION pgq._archive_segment(slot int) RETURNS boolean
     LANGUAGE plpgsql SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off SET lock_timeout = '50ms'
 AS $$
 DECLARE
-    v_step CONSTANT bigint := 200;
     v_blocks bigint := pg_relation_size(format('pgq.outcome_%s', slot)::regclass) / current_setting('block_size')::int;
-    v_from bigint := (SELECT coalesce(s.archived_blocks, 0) FROM pgq.segment s WHERE s.slot = _archive_segment.slot);
-    v_first timestamptz;
-    v_last timestamptz;
+    v_after tid := (SELECT coalesce(s.archived_to, '(0,0)') FROM pgq.segment s WHERE s.slot = _archive_segment.slot);
+    v_end bigint := split_part(trim('(' FROM v_after::text), ',', 1)::bigint + 200;
+    v_last tid;
+    v_from timestamptz;
+    v_to timestamptz;
+    v_complete boolean;
 BEGIN
-    IF v_from < v_blocks AND EXISTS (SELECT FROM pgq.queue q WHERE q.retention > '0') THEN
-        EXECUTE format(
-            'SELECT min(o.at), max(o.at) FROM pgq.outcome_%s o WHERE o.ctid >= $1 AND o.ctid < $2', slot)
-        INTO v_first, v_last
-        USING format('(%s,0)', v_from)::tid, format('(%s,0)', v_from + v_step)::tid;
+    IF NOT EXISTS (SELECT FROM pgq.queue q WHERE q.retention > '0') THEN
+        RETURN true;
+    END IF;
+    EXECUTE format($sql$
+        SELECT max(n.place) FILTER (WHERE n.before < 10000), min(n.at), max(n.at), bool_and(n.before < 10000)
+        FROM (
+            SELECT o.ctid AS place, o.at, sum(e.jobs) OVER (ORDER BY o.ctid) - e.jobs AS before
+            FROM pgq.outcome_%1$s o
+            CROSS JOIN LATERAL (
+                SELECT CASE WHEN o.job_id > 0 THEN 1 ELSE (
+                    SELECT cardinality(l.job_ids) FROM pgq.lease_%1$s l WHERE l.id = o.lease_id AND l.job_ids IS NOT NULL
+                ) END
+            ) e (jobs)
+            WHERE o.ctid > $1 AND o.ctid < $2
+        ) n
+    $sql$, slot)
+    INTO v_last, v_from, v_to, v_complete
+    USING v_after, format('(%s,0)', v_end)::tid;
+    IF v_last IS NOT NULL THEN
         PERFORM pgq._archive_partition(d)
         FROM (SELECT DISTINCT q.retention FROM pgq.queue q WHERE q.retention > '0') q,
-            generate_series(v_first + q.retention, v_last + q.retention + '1 day', '1 day') d;
+            generate_series(v_from + q.retention, v_to + q.retention + '1 day', '1 day') d;
         EXECUTE format($sql$
             INSERT INTO pgq.archive (id, lease, enqueued_at, started_at, finished_at, drop_after, kind, attempt, priority,
                 queue, worker, task, payload, headers, result, error)
-            SELECT o.job_id, o.lease_id, j.enqueued_at, l.claimed_at, o.at, o.at + q.retention, o.kind, j.attempt,
-                pgq._priority(l.lane), q.name, l.worker, j.task, j.payload, j.headers, o.result, o.error
+            SELECT e.id, l.id, j.enqueued_at, l.claimed_at, o.at, o.at + q.retention, o.kind, j.attempt,
+                pgq._priority(l.lane), q.name, l.worker, j.task, j.payload, j.headers, e.result, o.error
             FROM pgq.outcome_%1$s o
             JOIN pgq.lease_%1$s l ON l.id = o.lease_id AND l.job_ids IS NOT NULL
             JOIN pgq.queue q ON q.id = l.lane >> 16
             CROSS JOIN LATERAL (
+                SELECT o.job_id AS id, o.result WHERE o.job_id > 0
+                UNION ALL
+                SELECT u.id, u.result FROM unnest(l.job_ids, o.results) u (id, result) WHERE o.job_id = 0
+            ) e
+            CROSS JOIN LATERAL (
                 SELECT * FROM pgq.job_%1$s j
-                WHERE j.id = o.job_id AND j.lane + 0 = l.lane
-                    AND j.attempt = coalesce(l.attempts[array_position(l.job_ids, o.job_id)], 1)
+                WHERE j.id = e.id AND j.lane + 0 = l.lane
+                    AND j.attempt = CASE WHEN l.attempts IS NULL THEN 1 ELSE l.attempts[array_position(l.job_ids, e.id)] END
                 ORDER BY j.xid > l.cursor_xid, j.xid DESC
                 LIMIT 1
             ) j
-            WHERE o.ctid >= $1 AND o.ctid < $2
-                AND q.retention > '0' AND o.kind NOT IN ('released', 'carried', 'moved')
+            WHERE o.ctid > $1 AND o.ctid <= $2
+                AND q.retention > '0' AND o.kind NOT IN ('released', 'carried', 'moved', 'split')
         $sql$, slot)
-        USING format('(%s,0)', v_from)::tid, format('(%s,0)', v_from + v_step)::tid;
-    ELSE
-        v_from := v_blocks;
+        USING v_after, v_last;
     END IF;
-    UPDATE pgq.segment s SET archived_blocks = v_from + v_step WHERE s.slot = _archive_segment.slot;
-    RETURN v_from + v_step >= v_blocks;
+    UPDATE pgq.segment s SET archived_to = coalesce(v_last, format('(%s,0)', v_end)::tid) WHERE s.slot = _archive_segment.slot;
+    RETURN v_complete IS NOT FALSE AND v_end >= v_blocks;
 EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
     RETURN NULL;
 END;
@@ -334,7 +352,7 @@ BEGIN
     DELETE FROM pgq.segment_lane l WHERE l.slot = _truncate_segment.slot;
     UPDATE pgq.segment s
     SET state = 'free', opened_at = NULL, sealed_at = NULL, claimed_at = NULL, checked_at = NULL, jobs = NULL,
-        archived_blocks = NULL
+        archived_to = NULL, passed_xid = pg_current_xact_id()
     WHERE s.slot = _truncate_segment.slot;
     RETURN true;
 EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
@@ -389,14 +407,19 @@ CREATE FUNCTION pgq._clear_lane(
     SET plan_cache_mode = force_generic_plan SET jit = off
 AS $$
 DECLARE
-    v_known pg_snapshot := pg_current_snapshot();
+    v_known pg_snapshot;
     v_restored boolean := (pg_sequence_last_value('pgq.restored') >> slot) & 1 = 1;
     v_open int := pgq._hold();
     v_count bigint;
 BEGIN
     IF kind = 'carried' THEN
+        -- Who claims in strict order holds this lock; while it is held here he would miss what is on its way.
+        IF NOT pg_try_advisory_xact_lock(pgq._lane_key(lane & ~255::bigint)) THEN
+            RETURN 0;
+        END IF;
         PERFORM pgq._add_line(lane & ~255::bigint);
     END IF;
+    v_known := pg_current_snapshot();
     WITH taken AS MATERIALIZED (
         SELECT t.id, t.lease FROM pgq._take(
             slot, lane, 0, 0, n,
@@ -436,28 +459,12 @@ CREATE FUNCTION pgq._unsettled_0(n int) RETURNS SETOF pgq.settled
     LANGUAGE plpgsql
 AS $$
 BEGIN
-    RETURN QUERY
-    SELECT j.id, l.id
-    FROM pgq.lease_0 l CROSS JOIN LATERAL unnest(l.job_ids) j (id)
-    WHERE l.job_ids IS NOT NULL
-        AND NOT EXISTS (SELECT FROM pgq.outcome_0 o WHERE o.job_id = j.id AND o.lease_id = l.id OFFSET 0)
-    LIMIT n;
+    RETURN QUERY SELECT u.id, u.lease FROM pgq.unsettled_0 u LIMIT n;
 END;
 $$;
 COMMENT ON FUNCTION pgq._unsettled_0(int) IS 'Attempts in segment 0 that have no outcome';
 
 SELECT pgq._for_each_slot('pgq._unsettled_0(int)');
-
-CREATE FUNCTION pgq._expiry_0(lease bigint) RETURNS timestamptz
-    LANGUAGE plpgsql
-AS $$
-BEGIN
-    RETURN (SELECT max(l.expires_at) FROM pgq.lease_0 l WHERE l.id = lease);
-END;
-$$;
-COMMENT ON FUNCTION pgq._expiry_0(bigint) IS 'When a lease in segment 0 ends';
-
-SELECT pgq._for_each_slot('pgq._expiry_0(bigint)');
 
 CREATE FUNCTION pgq._move_stragglers(slot int) RETURNS bigint
     LANGUAGE plpgsql SET lock_timeout = '50ms' SET enable_seqscan = off SET jit = off
@@ -508,8 +515,12 @@ BEGIN
     ON CONFLICT ON CONSTRAINT segment_slot_pkey DO UPDATE
     SET generation = excluded.generation, state = excluded.state, sealed_at = excluded.sealed_at
     WHERE s.state = 'free';
-    SELECT pg_sequence_last_value('pgq.live') | bit_or(1::bigint << s.slot) INTO v_live
-    FROM pgq.segment s WHERE s.state IN ('open', 'sealed', 'closed');
+    -- The mask is not undone by a rollback, so what is taken out of it must be committed.
+    SELECT (pg_sequence_last_value('pgq.live') | coalesce(bit_or(1::bigint << s.slot) FILTER (WHERE NOT s.passed), 0))
+        & ~coalesce(bit_or(1::bigint << s.slot) FILTER (WHERE s.passed AND s.passed_xid IS DISTINCT FROM
+            pg_current_xact_id_if_assigned()), 0)
+    INTO v_live
+    FROM (SELECT s.slot, s.passed_xid, s.state NOT IN ('open', 'sealed', 'closed') AS passed FROM pgq.segment s) s;
     IF v_live <> pg_sequence_last_value('pgq.live') THEN
         PERFORM setval('pgq.live', v_live);
     END IF;
@@ -559,11 +570,49 @@ END;
 $$;
 COMMENT ON FUNCTION pgq._archive_stragglers() IS 'Archives stragglers that have ended';
 
+-- How many attempts have ended in a segment.
+CREATE FUNCTION pgq._ended(slot int) RETURNS bigint
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_count bigint;
+BEGIN
+    EXECUTE format($sql$
+        SELECT (SELECT count(*) FROM pgq.outcome_%1$s o WHERE o.job_id > 0) + (
+            SELECT coalesce(sum(cardinality(l.job_ids)), 0)
+            FROM pgq.outcome_%1$s o JOIN pgq.lease_%1$s l ON l.id = o.lease_id AND l.job_ids IS NOT NULL
+            WHERE o.job_id = 0 AND o.kind = 'done'
+        )
+    $sql$, slot) INTO v_count;
+    RETURN v_count;
+END;
+$$;
+COMMENT ON FUNCTION pgq._ended(int) IS 'How many attempts have ended in a segment';
+
+-- Takes what little waits in these lanes of a closed segment forward, so that the segment can go. A line does not
+-- overtake what an older segment has of it (`ahead`), nor its own front lane, which goes whole or not at all. Each lane
+-- is a lock, so not all at once.
+CREATE FUNCTION pgq._carry_forward(slot int, lanes bigint[], ahead bigint[]) RETURNS bigint
+    LANGUAGE sql VOLATILE
+AS $$
+    WITH waiting AS MATERIALIZED (
+        SELECT w.lane FROM unnest(lanes) w (lane) WHERE NOT EXISTS (SELECT FROM unnest(ahead) a WHERE a = w.lane >> 8)
+    )
+    SELECT coalesce(sum(pgq._clear_lane(slot, w.lane, CASE WHEN w.lane & 255 = 0 THEN 1000000 ELSE 1000 END,
+        CASE WHEN q.id IS NULL THEN 'cancelled' ELSE 'carried' END::pgq.outcome_kind)), 0)
+    FROM (
+        SELECT w.lane FROM waiting w
+        WHERE w.lane & 255 = 0 OR NOT EXISTS (SELECT FROM waiting f WHERE f.lane = w.lane & ~255::bigint)
+        LIMIT 100
+    ) w LEFT JOIN pgq.queue q ON q.id = w.lane >> 16
+$$;
+COMMENT ON FUNCTION pgq._carry_forward(int, bigint[], bigint[]) IS 'Moves waiting jobs of a segment to the front of the open one; returns how many';
+
 -- One turn of the crank. Steps of a segment's life, each safe to be undone or repeated:
 --   open      the epoch says so, at once and for everybody; the tables follow
 --   sealed    a younger segment is open
 --   closed    nobody holds it any more; its jobs are counted
---   claimed   all of them were handed out: claims need not look here
+--   claimed   all of them were handed out: claims need not look here, once that is committed
 --   drained   each has an outcome
 --   archived  copied, block by block
 --   free      truncated, in a call of its own, so that the lock is short
@@ -572,38 +621,41 @@ CREATE FUNCTION pgq.rotate(seal boolean DEFAULT false) RETURNS jsonb
 AS $$
 DECLARE
     v_done jsonb := '{}';
+    v_more boolean := false;
     v_token bigint;
     v_slot int;
     v_size bigint;
     v_next int;
     v_segment pgq.segment;
     v_count bigint;
-    v_outcomes bigint;
+    v_ended bigint;
     v_free int;
     v_last boolean;
+    v_look boolean;
+    v_lanes bigint[];
     v_unclosed boolean := false;
     v_ahead bigint[] := '{}';
 BEGIN
     PERFORM pgq._read_committed();
+    PERFORM pgq._require('seal', seal IS NOT NULL OR NULL, 'true or false');
     IF NOT pg_try_advisory_xact_lock(pgq._task_key(1)) THEN
         RETURN v_done;
     END IF;
-
-    -- Truncate first, and do nothing else then.
-    FOR v_segment IN
-        SELECT * FROM pgq.segment s
-        WHERE s.state = 'archived' AND s.slot <> pg_sequence_last_value('pgq.epoch') & 15
-        ORDER BY s.generation
-    LOOP
-        IF pgq._truncate_segment(v_segment.slot) THEN
-            RETURN jsonb_build_object('truncated', v_segment.slot, 'more', true);
-        END IF;
-    END LOOP;
 
     -- The epoch leads, the tables follow.
     v_token := pgq._open_token(pgq._adopt());
     v_slot := v_token & 15;
     PERFORM pgq._open_segment(v_token);
+
+    -- Truncate, and do nothing else then.
+    FOR v_segment IN
+        SELECT * FROM pgq.segment s WHERE s.state = 'archived'
+        ORDER BY array_position(pgq._by_age(), s.slot::int)
+    LOOP
+        IF pgq._truncate_segment(v_segment.slot) THEN
+            RETURN jsonb_build_object('truncated', v_segment.slot, 'more', true);
+        END IF;
+    END LOOP;
 
     v_size := pg_relation_size(format('pgq.job_%s', v_slot)::regclass);
     IF v_size > 0 AND (
@@ -632,8 +684,15 @@ BEGIN
 
     SELECT count(*) INTO v_free FROM generate_series(0, 15) n
     WHERE NOT EXISTS (SELECT FROM pgq.segment s WHERE s.slot = n AND s.state <> 'free');
+    -- Counting takes a while where there are many lanes or jobs, so not each time.
+    v_look := seal OR EXISTS (
+        SELECT FROM pgq.segment s
+        WHERE s.state IN ('closed', 'claimed')
+            AND coalesce(s.checked_at, '-infinity') < pgq._now() - interval '2 seconds'
+    );
     FOR v_segment IN
-        SELECT * FROM pgq.segment s WHERE s.state IN ('sealed', 'closed', 'claimed', 'drained') ORDER BY s.generation
+        SELECT * FROM pgq.segment s WHERE s.state IN ('sealed', 'closed', 'claimed', 'drained')
+        ORDER BY array_position(pgq._by_age(), s.slot::int)
     LOOP
         IF v_segment.state = 'sealed' AND NOT EXISTS (SELECT FROM pgq._holders(v_segment.slot)) THEN
             EXECUTE format(
@@ -645,47 +704,44 @@ BEGIN
             RETURNING s.* INTO v_segment;
         END IF;
 
-        IF v_segment.state = 'closed' THEN
+        IF v_segment.state = 'closed' AND v_look THEN
+            SELECT array_agg(w.lane), coalesce(sum(w.jobs), 0) INTO v_lanes, v_count FROM pgq._waiting(v_segment.slot) w;
             DELETE FROM pgq.segment_lane l
-            WHERE l.slot = v_segment.slot
-                AND NOT EXISTS (SELECT FROM pgq._waiting(v_segment.slot) w WHERE w.lane = l.lane);
-            SELECT coalesce(sum(w.jobs), 0) INTO v_count FROM pgq._waiting(v_segment.slot) w;
+            WHERE l.slot = v_segment.slot AND NOT EXISTS (SELECT FROM unnest(v_lanes) w (lane) WHERE w.lane = l.lane);
+            UPDATE pgq.segment s SET checked_at = pgq._now() WHERE s.slot = v_segment.slot;
             IF v_count > 0 AND v_segment.sealed_at < pgq._now() - interval '1 minute' AND NOT v_unclosed
                 AND (v_count <= 10000 OR v_count <= v_segment.jobs / 10)
             THEN
-                -- No line may overtake what an older segment has of it.
-                SELECT coalesce(sum(pgq._clear_lane(v_segment.slot, w.lane, 1000,
-                    CASE WHEN q.id IS NULL THEN 'cancelled' ELSE 'carried' END::pgq.outcome_kind)), 0)
-                INTO v_count
-                FROM pgq._waiting(v_segment.slot) w LEFT JOIN pgq.queue q ON q.id = w.lane >> 16
-                WHERE w.lane >> 8 <> ALL (v_ahead);
-                v_done := v_done || jsonb_build_object('carried', v_count, 'more', v_count > 0);
+                v_count := pgq._carry_forward(v_segment.slot, v_lanes, v_ahead);
+                v_done := v_done || jsonb_build_object('carried', v_count);
+                IF v_count > 0 THEN
+                    v_more := true;
+                    UPDATE pgq.segment s SET checked_at = NULL WHERE s.slot = v_segment.slot;
+                END IF;
             ELSIF v_count = 0 THEN
-                UPDATE pgq.segment s SET state = 'claimed', claimed_at = pgq._now() WHERE s.slot = v_segment.slot
+                UPDATE pgq.segment s SET state = 'claimed', claimed_at = pgq._now(), passed_xid = pg_current_xact_id()
+                WHERE s.slot = v_segment.slot
                 RETURNING s.* INTO v_segment;
-                PERFORM setval('pgq.live', pg_sequence_last_value('pgq.live') & ~(1::bigint << v_segment.slot));
             END IF;
         END IF;
 
         v_unclosed := v_unclosed OR v_segment.state = 'sealed';
-        IF v_segment.state = 'closed' THEN
-            v_ahead := v_ahead || ARRAY(SELECT DISTINCT w.lane >> 8 FROM pgq._waiting(v_segment.slot) w);
+        IF v_segment.state = 'closed' AND v_look THEN
+            v_ahead := v_ahead || ARRAY(SELECT DISTINCT w >> 8 FROM unnest(v_lanes) w);
         END IF;
 
-        IF v_segment.state = 'claimed'
-            AND (seal OR coalesce(v_segment.checked_at, '-infinity') < pgq._now() - interval '2 seconds')
-        THEN
-            EXECUTE format('SELECT count(*) FROM pgq.outcome_%s', v_segment.slot) INTO v_outcomes;
-            IF v_outcomes < v_segment.jobs AND (
-                v_free < 4 OR v_segment.jobs - v_outcomes <= 10000
-                AND v_segment.claimed_at < pgq._now() - interval '30 seconds'
+        IF v_segment.state = 'claimed' AND v_look THEN
+            v_ended := pgq._ended(v_segment.slot);
+            IF v_ended < v_segment.jobs AND (
+                v_free < 4 OR v_segment.jobs - v_ended <= 10000 AND v_segment.claimed_at < pgq._now() - interval '30 seconds'
             ) THEN
                 v_count := pgq._move_stragglers(v_segment.slot);
-                v_done := v_done || jsonb_build_object('moved', v_count, 'more', v_count > 0);
-                v_outcomes := v_outcomes + v_count;
+                v_done := v_done || jsonb_build_object('moved', v_count);
+                v_more := v_more OR v_count > 0;
+                v_ended := v_ended + v_count;
             END IF;
             UPDATE pgq.segment s
-            SET checked_at = pgq._now(), state = CASE WHEN v_outcomes >= s.jobs THEN 'drained' ELSE s.state END
+            SET checked_at = pgq._now(), state = CASE WHEN v_ended >= s.jobs THEN 'drained' ELSE s.state END
             WHERE s.slot = v_segment.slot
             RETURNING s.* INTO v_segment;
         END IF;
@@ -695,7 +751,8 @@ BEGIN
             IF v_last THEN
                 UPDATE pgq.segment s SET state = 'archived' WHERE s.slot = v_segment.slot;
             END IF;
-            v_done := v_done || jsonb_build_object('archived', v_segment.slot, 'more', v_last IS NOT NULL);
+            v_done := v_done || jsonb_build_object('archived', v_segment.slot);
+            v_more := v_more OR v_last IS NOT NULL;
         END IF;
     END LOOP;
 
@@ -705,13 +762,13 @@ BEGIN
         DELETE FROM pgq.line l USING pgq.line d
         WHERE d.queue_id = l.queue_id AND d.lane = l.lane AND d.ctid < l.ctid;
     END IF;
-    RETURN v_done;
+    RETURN v_done || jsonb_build_object('more', v_more);
 END;
 $$;
 COMMENT ON FUNCTION pgq.rotate(boolean) IS
     'Turns the ring: seals the open segment if it is large or old enough (or, with seal, if it holds anything), opens the '
     'next, and takes the older ones one step further: closed, claimed, drained, archived, truncated. Returns what was done; '
-    '"more": true if there is more to do at once. Raises PQ003';
+    '"more": true if there is more to do at once. Raises PQ003, 22004';
 
 CREATE FUNCTION pgq.maintain() RETURNS jsonb
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -721,8 +778,8 @@ DECLARE
     v_reaped bigint := pgq.reap();
     v_done jsonb := pgq.rotate();
 BEGIN
-    RETURN jsonb_build_object('promoted', v_promoted, 'reaped', v_reaped, 'more', v_promoted >= 10000 OR v_reaped >= 10000)
-        || v_done;
+    RETURN v_done || jsonb_build_object('promoted', v_promoted, 'reaped', v_reaped, 'more',
+        v_promoted >= 10000 OR v_reaped >= 10000 OR coalesce((v_done -> 'more')::boolean, false));
 END;
 $$;
 COMMENT ON FUNCTION pgq.maintain() IS

@@ -172,10 +172,7 @@ CREATE FUNCTION pgq._running_0(queue_id int) RETURNS SETOF pgq.settled
 AS $$
 BEGIN
     RETURN QUERY
-    SELECT j.id, l.id
-    FROM pgq.lease_0 l CROSS JOIN LATERAL unnest(l.job_ids) j (id)
-    WHERE l.lane >> 16 = queue_id
-        AND NOT EXISTS (SELECT FROM pgq.outcome_0 o WHERE o.job_id = j.id AND o.lease_id = l.id OFFSET 0);
+    SELECT u.id, u.lease FROM pgq.unsettled_0 u WHERE u.lane >> 16 = queue_id;
 END;
 $$;
 COMMENT ON FUNCTION pgq._running_0(int) IS 'Attempts of a queue in segment 0 that have no outcome';

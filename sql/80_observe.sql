@@ -42,7 +42,7 @@ BEGIN
             WHEN o.kind IN ('done', 'cancelled') THEN o.kind::text
             ELSE 'gone'
         END,
-        j.attempt::int, j.enqueued_at, NULL::timestamptz, l.claimed_at, o.at, o.result,
+        j.attempt::int, j.enqueued_at, NULL::timestamptz, l.claimed_at, o.at, coalesce(o.result, o.results[l.position]),
         coalesce(o.error, j.history -> -1 ->> 'error')
     FROM (
         SELECT * FROM pgq.job_0 j WHERE j.id = job
@@ -53,7 +53,7 @@ BEGIN
         FROM pgq.lease_0 l WHERE l.lane = j.lane ORDER BY l.lane DESC, l.id DESC LIMIT 1
     ) c ON true
     LEFT JOIN LATERAL (
-        SELECT l.id, l.claimed_at
+        SELECT l.id, l.claimed_at, array_position(l.job_ids, job) AS position
         FROM pgq.lease_0 l
         WHERE l.lane = j.lane AND job = ANY (l.job_ids)
             AND coalesce(l.attempts[array_position(l.job_ids, job)], 1) = j.attempt
@@ -62,7 +62,7 @@ BEGIN
         ORDER BY l.lane DESC, l.id DESC
         LIMIT 1
     ) l ON true
-    LEFT JOIN pgq.outcome_0 o ON o.job_id = j.id AND o.lease_id = l.id;
+    LEFT JOIN pgq.outcome_0 o ON o.lease_id = l.id AND o.job_id IN (0, j.id) AND o.kind <> 'split';
 END;
 $$;
 COMMENT ON FUNCTION pgq._find_0(bigint) IS 'What segment 0 knows of a job';
@@ -162,7 +162,7 @@ COMMENT ON COLUMN pgq.lane_stat.running IS 'Jobs under a lease';
 COMMENT ON COLUMN pgq.lane_stat.oldest IS 'When the oldest of the ready ones was enqueued';
 
 -- Ready: what lies behind the position of the lane, and the transactions that were late.
-CREATE FUNCTION pgq._count_0() RETURNS SETOF pgq.lane_stat
+CREATE FUNCTION pgq._count_0(live boolean) RETURNS SETOF pgq.lane_stat
     LANGUAGE plpgsql
 AS $$
 BEGIN
@@ -184,20 +184,26 @@ BEGIN
             WHERE NOT (j.xid = c.late_xid AND j.id <= c.late_id) IS TRUE
         ) j
     ) r
-    WHERE r.jobs > 0
+    WHERE live AND r.jobs > 0
     GROUP BY q.id
     UNION ALL
-    SELECT (l.lane >> 16)::int, 0::bigint, count(*), NULL::timestamptz
-    FROM pgq.lease_0 l CROSS JOIN LATERAL unnest(l.job_ids) j (id)
-    WHERE l.id IN (SELECT x.id FROM pgq.lease_0 x WHERE x.expires_at > pgq._marked('reap'))
-        AND l.job_ids IS NOT NULL
-        AND NOT EXISTS (SELECT FROM pgq.outcome_0 o WHERE o.job_id = j.id AND o.lease_id = l.id OFFSET 0)
+    SELECT (l.lane >> 16)::int, 0::bigint, sum(l.jobs - e.jobs)::bigint, NULL::timestamptz
+    FROM (SELECT DISTINCT x.id FROM pgq.lease_0 x WHERE x.expires_at > pgq._marked('reap')) x
+    CROSS JOIN LATERAL (
+        SELECT l.id, l.lane, cardinality(l.job_ids) AS jobs FROM pgq.lease_0 l
+        WHERE l.id = x.id AND l.job_ids IS NOT NULL OFFSET 0
+    ) l
+    CROSS JOIN LATERAL (
+        SELECT CASE WHEN bool_or(o.job_id = 0 AND o.kind = 'done') THEN l.jobs
+            ELSE count(*) FILTER (WHERE o.job_id > 0) END AS jobs
+        FROM pgq.outcome_0 o WHERE o.lease_id = l.id OFFSET 0
+    ) e
     GROUP BY l.lane >> 16;
 END;
 $$;
-COMMENT ON FUNCTION pgq._count_0() IS 'What segment 0 holds, per queue';
+COMMENT ON FUNCTION pgq._count_0(boolean) IS 'What segment 0 holds, per queue; live: it may have jobs to claim';
 
-SELECT pgq._for_each_slot('pgq._count_0()');
+SELECT pgq._for_each_slot('pgq._count_0(boolean)');
 
 CREATE FUNCTION pgq._counts() RETURNS SETOF pgq.lane_stat
     LANGUAGE plpgsql
@@ -206,7 +212,7 @@ AS $$
 BEGIN
     FOR v_slot IN 0..15 LOOP
         CONTINUE WHEN pg_relation_size(format('pgq.job_%s', v_slot)::regclass) = 0;
-        RETURN QUERY SELECT * FROM pgq._count(v_slot);
+        RETURN QUERY SELECT * FROM pgq._count(v_slot, v_slot = ANY (pgq._live_slots()));
     END LOOP;
     RETURN QUERY
     SELECT (s.lane >> 16)::int, 0::bigint, count(*), NULL::timestamptz
@@ -283,10 +289,10 @@ BEGIN
         WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted AND l.database = v_database
             AND l.mode = 'ExclusiveLock'
     ) l
-    JOIN pg_stat_activity a ON a.pid = l.pid
+    JOIN pg_stat_activity a ON a.pid = l.pid  -- whose xact_start only members of pg_read_all_stats see of others
     LEFT JOIN pgq.queue q ON q.id = (l.key - pgq._lane_key(0)) >> 16
     WHERE l.key > pgq._lane_key(0) AND l.key < pgq._watch_key(0) AND l.pid <> pg_backend_pid()
-        AND coalesce(a.xact_start < pgq._now() - interval '5 seconds', true)
+        AND a.xact_start < pgq._now() - interval '5 seconds'
     GROUP BY l.pid, q.name;
 
     -- Segments that cannot go on, and who is in the way.

@@ -5,6 +5,16 @@ REVOKE ALL ON SCHEMA pgq FROM PUBLIC;
 REVOKE ALL ON ALL TABLES IN SCHEMA pgq FROM PUBLIC;
 REVOKE ALL ON ALL SEQUENCES IN SCHEMA pgq FROM PUBLIC;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA pgq FROM PUBLIC;
+-- Who may use a type may make a table of it, and then it can be neither changed nor dropped.
+DO $$
+DECLARE
+    v_type regtype;
+BEGIN
+    FOR v_type IN SELECT t.oid FROM pg_type t WHERE t.typnamespace = 'pgq'::regnamespace AND t.typelem = 0 LOOP
+        EXECUTE format('REVOKE ALL ON TYPE %s FROM PUBLIC', v_type);
+    END LOOP;
+END;
+$$;
 
 CREATE FUNCTION pgq._grant(role regrole, functions regproc[]) RETURNS void
     LANGUAGE plpgsql

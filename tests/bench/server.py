@@ -133,10 +133,10 @@ class Server:
             "postgres": version[0] if version else "",
             "settings": dict(settings),
             "cpus": os.cpu_count(),
-            "cpu": _cpu_model(),
+            "cpu": cpu_model(),
             "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
             "platform": platform.platform(),
-            "fdatasync_us": _fdatasync_us(Path(self.cluster.data)),
+            "fdatasync_us": fdatasync_us(Path(self.cluster.data)),
         }
 
     def cpu_seconds(self) -> float:
@@ -162,7 +162,7 @@ class Server:
         )
 
 
-def _fdatasync_us(folder: Path, seconds: float = 0.5) -> float:
+def fdatasync_us(folder: Path, seconds: float = 0.5) -> float:
     """Microseconds to write 8 kB and sync them where the data lives: it bounds a durable commit."""
     count, began = 0, time.perf_counter()
     with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
@@ -174,7 +174,7 @@ def _fdatasync_us(folder: Path, seconds: float = 0.5) -> float:
     return round(passed / count * 1e6, 1)
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

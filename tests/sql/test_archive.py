@@ -297,7 +297,7 @@ def many_done(db: Connection, count: int) -> None:
     )
 
 
-COUNT = 12_000
+COUNT = 30_000
 
 
 def waits(db: Connection, pid: int) -> bool:

@@ -183,7 +183,7 @@ def drain(session: Session, batch: int = 5000, most: int = 1000) -> None:
             break
 
 
-def check(session: Session, most: int = 150) -> None:
+def check(session: Session, most: int = 250) -> None:
     """Use it once more: nothing is scanned or sorted, and no more is read than belongs to the jobs."""
     flush(session)
     scans, entries = session.scans(), session.entries()

@@ -1,0 +1,51 @@
+"""What is read is in proportion to what is done, also with a plan that was made when the segment was full."""
+
+from __future__ import annotations
+
+from tests.conftest import Clock
+from tests.sql.support import Connect, Connection, call, create, enqueue, one
+
+LEASES = 6000
+
+
+def rows_read(db: Connection) -> int:
+    """Index entries of leases that all sessions have read so far."""
+    db.execute("SELECT pg_stat_force_next_flush()")
+    query = "SELECT sum(idx_tup_read)::bigint FROM pg_stat_user_indexes WHERE relname ~ '^lease_'"
+    return int(one(db, query))
+
+
+def fill(db: Connection) -> None:
+    """Claim so many jobs one by one and settle them: each has a lease of its own, which all expire together."""
+    create(db, lease="1 hour")
+    enqueue(db, LEASES)
+    db.execute(
+        f"""
+        DO $$
+        BEGIN
+            FOR v_turn IN 1..{LEASES} LOOP
+                PERFORM pgq.ack(c.id, c.lease) FROM pgq.claim('q') c;
+            END LOOP;
+        END;
+        $$
+        """.encode()
+    )
+
+
+def test_the_reaper_reads_each_expired_lease_a_few_times(db: Connection, connect: Connect, clock: Clock) -> None:
+    fill(db)
+    clock.advance(7200)
+    fresh = connect()
+    before = rows_read(fresh)
+    assert call(fresh, "reap") == 0
+    assert rows_read(fresh) - before < 10 * LEASES
+
+
+def test_extending_a_lease_reads_only_its_own_rows(db: Connection, connect: Connect) -> None:
+    fill(db)
+    enqueue(db, 1)
+    lease = one(db, "SELECT lease FROM pgq.claim('q', lease_for => '1 second')")  # the earliest to expire
+    fresh = connect()
+    before = rows_read(fresh)
+    call(fresh, "extend", lease)
+    assert rows_read(fresh) - before < 100

@@ -94,7 +94,21 @@ CHANGES: list[dict[str, Any]] = [
 ]
 ACCIDENTS = ["close", "close", "terminate", "terminate", "fast", "immediate", "immediate"]
 # Mostly pairs that are good.
-PICKS = ["held", "held", "held", "held", "held", "known", "known", "crossed", "repeated", "null", "foreign"]
+PICKS = [
+    "held",
+    "held",
+    "held",
+    "held",
+    "held",
+    "whole",
+    "whole",
+    "known",
+    "known",
+    "crossed",
+    "repeated",
+    "null",
+    "foreign",
+]
 
 who = st.integers(0, len(SYNC) - 1)
 number = st.integers(0, 999)
@@ -151,6 +165,9 @@ class Machine(RuleBasedStateMachine):
                 pairs.append((n + 1, n * 7))
             elif kind == "held" and held:
                 pairs.append(held[n % len(held)])
+            elif kind == "whole" and held:
+                lease = self.world.model.leases[held[n % len(held)][1]]
+                pairs += [(job.id, lease.id) for job in lease.jobs]
             elif kind == "known" and handed:
                 pairs.append(handed[-1 - n % len(handed)])
             elif kind == "crossed" and handed:
@@ -212,7 +229,13 @@ class Machine(RuleBasedStateMachine):
         self.after(who)
 
     @drives("enqueue_many")
-    @rule(who=who, queue=queue, count=st.integers(0, 6), options=st.just({}) | job_options, at=st.none() | number)
+    @rule(
+        who=who,
+        queue=queue,
+        count=st.sampled_from([0, 1, 2, 3, 10]),
+        options=st.just({}) | job_options,
+        at=st.none() | number,
+    )
     def enqueue_many(self, who: int, queue: int, count: int, options: dict[str, Any], at: int | None) -> None:
         if at is not None and "delay" not in options:
             options = {**options, "run_at": self.world.model.now + timedelta(seconds=at - 300)}
@@ -224,29 +247,29 @@ class Machine(RuleBasedStateMachine):
     @drives("claim")
     @rule(who=who, queue=queue, batch=st.sampled_from([1, 1, 2, 3, 5, 100]), lease_for=duration, worker=worker)
     def claim(self, who: int, queue: int, batch: int, lease_for: timedelta | None, worker: str | None) -> None:
-        self._fill(who, queue)
+        self._fill(who, queue, batch)
         self.world.claim(who, QUEUES[queue], batch, lease_for=lease_for, worker=worker)
         self.after(who)
 
     @drives("claim")
     @rule(who=who, queue=queue, batch=st.sampled_from([1, 1, 3]))
     def claim_simply(self, who: int, queue: int, batch: int) -> None:
-        self._fill(who, queue)
+        self._fill(who, queue, batch)
         self.world.claim(who, QUEUES[queue], batch)
         self.after(who)
 
-    def _fill(self, who: int, queue: int) -> None:
+    def _fill(self, who: int, queue: int, batch: int) -> None:
         """So that there is something to claim."""
         model, view = self.world.model, self.view(who)
         found = model.queue(view, QUEUES[queue])
         if found and not model.places(view, "ready", found.serial):
-            self.world.enqueue_many(who, QUEUES[queue], 3)
+            self.world.enqueue_many(who, QUEUES[queue], min(batch + 2, 12))
 
     @drives("ack")
     @rule(who=who, pick=pick, result=st.none() | st.just({"ok": 1}))
     def ack(self, who: int, pick: tuple[str, int], result: Any) -> None:
         """In a REPEATABLE READ transaction, too: that of a handler that writes something."""
-        for pair in self._settled(who, [pick]) or self.pairs(who, [pick]):
+        for pair in self._settled(who, [pick])[:1] or self.pairs(who, [pick])[:1]:
             self.world.ack(who, pair, result)
             self.after(who)
 
@@ -262,7 +285,7 @@ class Machine(RuleBasedStateMachine):
     def reject(
         self, who: int, pick: tuple[str, int], error: str | None, retry_in: timedelta | None, retry: bool
     ) -> None:
-        for pair in self._settled(who, [pick]):
+        for pair in self._settled(who, [pick])[:1]:
             self.world.reject(who, pair, error=error, retry_in=retry_in, retry=retry)
             self.after(who)
 
@@ -295,8 +318,9 @@ class Machine(RuleBasedStateMachine):
             return []
         if not self.world.held(who):
             queue = picks[0][1] % 2
-            self._fill(who, queue)
-            self.world.claim(who, QUEUES[queue], 1 + picks[0][1] % 4)
+            batch = [1, 2, 3, 12][picks[0][1] // 2 % 4]
+            self._fill(who, queue, batch)
+            self.world.claim(who, QUEUES[queue], batch)
         return self.pairs(who, picks)
 
     # Maintenance ------------------------------------------------------------------------------------------------------

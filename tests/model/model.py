@@ -65,7 +65,6 @@ class Model:
     watched_at: datetime | None = None
     reaped_at: datetime | None = None
     promoted_at: datetime | None = None
-    rotated_at: int = 0
     carried_at: int = 0
     """When jobs were last carried out of an old segment."""
 
@@ -134,9 +133,9 @@ class Model:
     def others(self, tx: Transaction) -> list[Transaction]:
         return [other for other in self.open if other is not tx]
 
-    def held_up(self, tx: Transaction, what: str, queue: int | None = None) -> bool:
+    def held_up(self, tx: Transaction, what: str, of: int | None = None) -> bool:
         """Whether another open transaction holds this."""
-        return any(other.holds(what, queue) for other in self.others(tx))
+        return any(other.holds(what, of) for other in self.others(tx))
 
     # Rows -------------------------------------------------------------------------------------------------------------
 
@@ -293,15 +292,25 @@ class Model:
     def _settling(self, tx: Transaction, pairs: Sequence[Pair], *, lost: str | None = None) -> Expect:
         """Nobody ends an attempt that another session is ending; `lost`: the error if a pair is good for nothing."""
         places = [place for pair in pairs if (place := self.held(tx, pair))]
+        leases = [lease for _, lease in pairs if lease is not None]
         if places and tx.snapshot is not None and any(p.died and p.died.state == "committed" for p in places):
             return Expect(error="40001")  # ended by somebody else since the snapshot was taken
-        if places and tx.snapshot is not None and self.rotated_at > tx.snapshot:
-            return Expect(may_fail=("40001", "PQ001"))  # its segment may have been retired
+        if places and tx.snapshot is not None:
+            # Others of the same lease may have ended since the snapshot was taken, or its segment been retired.
+            return Expect(may_fail=("40001", "PQ001"), must_wait=any(contested(tx, place) for place in places))
         if lost and not places:
-            return Expect(error=lost, may_wait=self.held_up(tx, "truncated"))
+            return Expect(error=lost, may_wait=self.held_up(tx, "truncated") or self._being_settled(tx, leases))
         must = any(contested(tx, place) for place in places)
-        may = self.held_up(tx, "moved") or self.held_up(tx, "truncated")
+        may = self.held_up(tx, "moved") or self.held_up(tx, "truncated") or self._being_settled(tx, leases)
         return Expect(may_wait=may and not must, must_wait=must)
+
+    def _being_settled(self, tx: Transaction, leases: Sequence[int]) -> bool:
+        """Whether another session is ending jobs of these leases: who ends the first of many, locks the whole lease."""
+        return any(self.held_up(tx, "settling", lease) for lease in leases)
+
+    def _settles(self, tx: Transaction, pairs: Sequence[Pair]) -> None:
+        for lease in distinct(lease for _, lease in pairs if lease is not None):
+            tx.hold("settling", lease)
 
     def _end(self, tx: Transaction, place: Place, kind: str, *, result: Any = None, error: str | None = None) -> None:
         assert place.lease
@@ -314,6 +323,7 @@ class Model:
         tx.log.append(("born", ending))
 
     def _effective(self, tx: Transaction, pairs: Sequence[Pair], ids: list[int]) -> list[Place]:
+        self._settles(tx, pairs)
         places = [place for pair in distinct(pairs) if (place := self.held(tx, pair))]
         assert sorted(ids) == sorted(p.job.id for p in places), f"took effect: {ids}, and not {places}"
         return places
@@ -486,7 +496,7 @@ class Model:
         tx.hold("reap")
         running = [(p, p.lease) for p in self.places(tx, "running") if p.lease]
         expired = {p: self.expires_at(tx, lease) for p, lease in running if self.expires_at(tx, lease) <= self.now}
-        busy = {p.lease for p in expired if contested(tx, p)}
+        busy = {p.lease for p in expired if p.lease and (contested(tx, p) or self._being_settled(tx, [p.lease.id]))}
         possible = [p for p in expired if not contested(tx, p)]
         unsure = self.held_up(tx, "extended") or self.held_up(tx, "moved") or len(busy) >= 10
         seen = self.reaped_at or NEVER_YET
@@ -500,6 +510,7 @@ class Model:
         assert set(sure) <= set(ended), f"not reaped: {[p.job.id for p in sure if p not in ended]}"
         for place in ended:
             assert place.lease
+            tx.hold("settling", place.lease.id)
             self._end(tx, place, "expired", error=EXPIRED)
             history = (*place.history, Failure(place.attempt, self.now, EXPIRED, place.lease.worker))
             self.wake(tx, place.job.queue)
@@ -521,7 +532,6 @@ class Model:
         known = {"more", "sealed", "opened", "carried", "moved", "archived", "truncated"}
         assert set(done) <= known, done
         tx.hold("ring")
-        self.rotated_at = self.event()
         if "truncated" in done:
             tx.hold("truncated")
         if done.get("moved"):

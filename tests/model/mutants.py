@@ -56,6 +56,14 @@ def settle_two_twice(world: World) -> None:
     world.ack_many(1, held)
 
 
+def settle_one_of_a_whole_lease(world: World) -> None:
+    start(world)
+    world.enqueue_many(0, "q", 10)
+    held = pairs(world, 10)
+    world.ack_many(0, held)
+    world.reject_many(0, held[:1])
+
+
 def settle_while_another_does(world: World) -> None:
     start(world)
     world.enqueue(0, "q")
@@ -150,11 +158,11 @@ def commit_late(world: World) -> None:
 
 
 def claim_while_another_does(world: World) -> None:
-    start(world)
+    start(world, shards=2)
     world.enqueue_many(0, "q", 2)
     world.begin(0)
-    pairs(world, 1)
-    pairs(world, 1, who=1)
+    pairs(world, 2)
+    pairs(world, 2, who=1)
 
 
 def claim_from_a_paused_queue(world: World) -> None:
@@ -208,9 +216,16 @@ MUTANTS = [
     Mutant(
         "ack_many tells what it did not do",
         "ack_many",
-        "SELECT s.id FROM pgq._settle_many(ids, leases, '{done}', results, NULL) s",
-        "SELECT u.id FROM unnest(ids) u (id), pgq._settle_many(ids, leases, '{done}', results, NULL) s",
+        "SELECT s.id\n    FROM (",
+        "SELECT unnest(u.ids)\n    FROM (",
         settle_two_twice,
+    ),
+    Mutant(
+        "a lease that has ended as a whole is open",
+        r"_settle_many_\d+",
+        "w.kind = 'done'",
+        "w.kind = 'dead'",
+        settle_one_of_a_whole_lease,
     ),
     Mutant("an extension is ignored", r"_expired_\d+", "max(x.expires_at)", "min(x.expires_at)", extend_and_reap),
     Mutant("an attempt too many", "_fail", "a.attempt < coalesce", "a.attempt <= coalesce", fail_until_dead),
@@ -249,7 +264,7 @@ MUTANTS = [
     Mutant(
         "a claim takes its own jobs",
         "claim",
-        "IF v_own IS NOT NULL",
+        "IF v_queue.own IS NOT NULL",
         "IF false",
         claim_in_the_transaction_that_enqueues,
     ),
@@ -267,7 +282,7 @@ MUTANTS = [
         "true",
         claim_while_another_does,
     ),
-    Mutant("pause is ignored", "claim", "ELSIF v_queue.paused", "ELSIF false", claim_from_a_paused_queue),
+    Mutant("pause is ignored", "claim", "NOT q.paused AND current", "current", claim_from_a_paused_queue),
     Mutant("promote does not wait", "promote", ":= pgq._now();", ":= pgq._now() + '2 minutes';", promote_early),
     Mutant(
         "the archive has no retries", "_archive_segment", "('released', ", "('released', 'retry', ", archive_a_retry

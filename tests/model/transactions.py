@@ -25,7 +25,8 @@ class Hold:
     """Something that others cannot have until the transaction ends, or has gone back before it: a lock, mostly."""
 
     what: str
-    queue: int | None = None
+    of: int | None = None
+    """The serial of a queue, or a lease; None: all"""
 
 
 @dataclass(frozen=True)
@@ -62,13 +63,13 @@ class Transaction:
             return True
         return other.state == "committed" and (self.snapshot is None or other.ended <= self.snapshot)
 
-    def holds(self, what: str, queue: int | None = None) -> bool:
-        """Whether it holds this: of the given queue, or of any."""
+    def holds(self, what: str, of: int | None = None) -> bool:
+        """Whether it holds this: of the given queue or lease, or of any."""
         holds = [entry for entry in self.log if isinstance(entry, Hold) and entry.what == what]
-        return any(queue is None or entry.queue in (queue, None) for entry in holds)
+        return any(of is None or entry.of in (of, None) for entry in holds)
 
-    def hold(self, what: str, queue: int | None = None) -> None:
-        self.log.append(Hold(what, queue))
+    def hold(self, what: str, of: int | None = None) -> None:
+        self.log.append(Hold(what, of))
 
     @property
     def wrote(self) -> bool:

@@ -626,6 +626,7 @@ DECLARE
     v_slot int;
     v_size bigint;
     v_next int;
+    v_live bigint;
     v_segment pgq.segment;
     v_count bigint;
     v_ended bigint;
@@ -643,13 +644,14 @@ BEGIN
     END IF;
 
     -- The epoch leads, the tables follow.
+    v_live := pg_sequence_last_value('pgq.live');
     v_token := pgq._open_token(pgq._adopt());
     v_slot := v_token & 15;
     PERFORM pgq._open_segment(v_token);
 
-    -- Truncate, and do nothing else then.
+    -- Truncate, and do nothing else then. Claims must have been told before not to look there, or they would wait.
     FOR v_segment IN
-        SELECT * FROM pgq.segment s WHERE s.state = 'archived'
+        SELECT * FROM pgq.segment s WHERE s.state = 'archived' AND (v_live >> s.slot) & 1 = 0
         ORDER BY array_position(pgq._by_age(), s.slot::int)
     LOOP
         IF pgq._truncate_segment(v_segment.slot) THEN

@@ -88,6 +88,7 @@ def test_a_segment_lives_step_by_step(db: Connection, connect: Connect, clock: C
     call(db, "rotate")
     assert states(db) == {0: "closed", 1: "open"}, "not all jobs were handed out"
     jobs += claim(db, 2)
+    clock.advance(3)
     call(db, "rotate")
     assert states(db) == {0: "claimed", 1: "open"}
     ack(db, jobs)

@@ -211,6 +211,43 @@ def lose_a_commit(world: World) -> None:
     world.ack_many(0, again)
 
 
+def claim_while_a_rotation_is_open(world: World) -> None:
+    """Whatever a transaction does to segments that are worked off, claims do not wait for its end."""
+    start(world)
+    world.enqueue(0, "q")
+    world.ack_many(0, pairs(world, 1))
+    world.begin(0)
+    for _ in range(4):
+        world.rotate(0)
+    world.enqueue(1, "q")
+    assert pairs(world, 1, who=1)
+
+
+def carry_forward_in_order(world: World) -> None:
+    """Two jobs that nobody claims, in two segments, are taken along from one segment to the next."""
+    start(world)
+    world.enqueue(0, "q")
+    world.rotate(0)
+    world.enqueue(0, "q")
+    for _ in range(4):
+        world.advance(61 * SECOND)
+        world.rotate(0)
+        world.rotate(0)
+    assert len(pairs(world, 2)) == 2
+
+
+def redrive_and_look(world: World) -> None:
+    """A redriven job runs in the segment in which it has failed before: its error is that of its past."""
+    start(world)
+    world.enqueue(0, "q")
+    (pair,) = pairs(world, 1)
+    world.reject(0, pair, error="bad", retry=False)
+    world.redrive(0, "q")
+    world.check(full=True)
+    assert pairs(world, 1)
+    world.check(full=True)
+
+
 MUTANTS = [
     Mutant("ack without fencing", "ack", "PERFORM pgq._lost(id, lease)", "NULL", settle_twice),
     Mutant(
@@ -292,7 +329,16 @@ MUTANTS = [
 ]
 
 SCENARIOS: list[Steps] = list(
-    dict.fromkeys([*(mutant.steps for mutant in MUTANTS), settle_while_another_does, lose_a_commit])
+    dict.fromkeys(
+        [
+            *(mutant.steps for mutant in MUTANTS),
+            settle_while_another_does,
+            lose_a_commit,
+            claim_while_a_rotation_is_open,
+            carry_forward_in_order,
+            redrive_and_look,
+        ]
+    )
 )
 
 

@@ -53,8 +53,9 @@ def _precedes(line: Line, a: Place, b: Place) -> bool:
     """First in, first out: transactions that overlap may come in either order."""
     if a.born is b.born:
         return a.job.id < b.job.id and a.made <= b.made
-    if _may_be_carried(line, a) and _may_be_carried(line, b) and a.job.id > b.job.id:
-        return False
+    carried = [place for place in (a, b) if _may_be_carried(line, place)]
+    if carried and (a.front or a.job.id > b.job.id):
+        return False  # carried jobs stand behind others at the front, and among themselves in the order of their ids
     return a.born.ended < b.born.began
 
 

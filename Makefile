@@ -26,8 +26,8 @@ SOURCES    = python/src tests examples
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build chain freeze venv lint format test test-matrix test-pgbouncer test-upgrade chaos failover bench load \
-        demo demo-stop install uninstall clean
+.PHONY: help build chain freeze venv lint format test test-matrix test-pgbouncer test-upgrade model chaos chaos-long failover \
+        bench load demo demo-stop install uninstall clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -133,6 +133,9 @@ test-matrix: build venv ## the suite on 14, 15 and 17 too (fetches their binarie
 
 test-upgrade: build venv ## the upgrade gate, with every mistake made alone
 	$(PYTEST) --pg=$(lastword $(PG)) --long $(ARGS) tests/upgrade
+
+model: build venv ## the queue against a simple model of it, long form (MINUTES=10, SEED=… repeats a round)
+	MINUTES=$(MINUTES) SEED=$(SEED) $(BIN)/python -m pytest --pg=$(lastword $(PG)) --long -s -k minutes $(ARGS) tests/model
 
 chaos: build venv ## the crash and race tests, long form
 	$(BIN)/python -m pytest --pg=$(lastword $(PG)) --long $(ARGS) tests/chaos

@@ -1,0 +1,153 @@
+"""What the model is made of: queues, jobs, the one place where a job is, leases, endings; and what calls may expect."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from tests.model.transactions import Row
+
+ZERO = timedelta(0)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a queue, as create_queue takes them."""
+
+    lease: timedelta = timedelta(minutes=1)
+    max_attempts: int = 20
+    backoff: timedelta = timedelta(seconds=1)
+    backoff_max: timedelta = timedelta(hours=1)
+    retention: timedelta = timedelta(days=7)
+    shards: int = 8
+    notify: bool = True
+
+
+@dataclass(eq=False)
+class Queue(Row):
+    """One version of a queue; the serial stays the same when it is altered, and is another one when it is made anew."""
+
+    serial: int
+    name: str
+    settings: Settings
+    paused: bool = False
+
+
+@dataclass(eq=False, repr=False)
+class Job:
+    """What stays the same in the life of a job."""
+
+    id: int
+    queue: int
+    queue_name: str
+    enqueued_at: datetime
+    payload: Any
+    task: str | None = None
+    priority: int = 0
+    max_attempts: int | None = None
+    headers: Any = None
+    places: list[Place] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        return f"<job {self.id} of {self.queue_name}, priority {self.priority}>"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An entry of a job's history."""
+
+    attempt: int
+    at: datetime
+    error: str | None
+    worker: str | None
+
+
+@dataclass(eq=False, repr=False)
+class Place(Row):
+    """Where a job is: exactly one at a time."""
+
+    job: Job
+    state: str
+    """scheduled, ready, running, dead, done, cancelled; gone: cancelled without a trace"""
+
+    attempt: int
+    made: int = 0
+    """The event at which the job came here."""
+
+    history: tuple[Failure, ...] = ()
+    front: bool = False
+    run_at: datetime | None = None
+    lease: Lease | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    result: Any = None
+
+    def __repr__(self) -> str:
+        words = [f"{self.state}, attempt {self.attempt}", "at the front" if self.front else ""]
+        words += [f"by {self.born}", f"taken away by {self.died}" if self.died else ""]
+        return f"<{self.job}: {', '.join(word for word in words if word)}>"
+
+    @property
+    def error(self) -> str | None:
+        return self.history[-1].error if self.history else None
+
+
+@dataclass(eq=False)
+class Expiry(Row):
+    """A lease, or an extension of one."""
+
+    at: datetime
+
+
+@dataclass(eq=False, repr=False)
+class Lease:
+    """Jobs that were claimed together from one lane."""
+
+    id: int
+    queue: int
+    worker: str | None
+    jobs: list[Job] = field(default_factory=list)
+    expiries: list[Expiry] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        return f"<lease {self.id} of {self.jobs}>"
+
+
+@dataclass(eq=False)
+class Ending(Row):
+    """How an attempt ended: a row of the archive to come."""
+
+    job: Job
+    kind: str
+    attempt: int
+    started_at: datetime
+    finished_at: datetime
+    lease: int | None
+    """None: an administrative claim, whose number nobody was told"""
+
+    worker: str | None
+    result: Any = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Expect:
+    """What a call must come back with. Without an error it succeeds, unless another transaction may hold it up."""
+
+    error: str | None = None
+    may_wait: bool = False
+    must_wait: bool = False
+    may_fail: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the model cannot know (a backoff with chance in it): the caller shall look these jobs up."""
+
+    ids: list[int]
+
+
+Call = Generator[Expect | Look, Any, None]
+"""A call: yields what to expect, is sent what came back, may ask for a look, and writes down what has changed."""

@@ -1,0 +1,424 @@
+"""The state machine: hypothesis draws the steps, the world does them.
+
+What is drawn never depends on the state of the world: numbers, of which a step takes what it needs to choose among what
+is there. A step that makes no sense at the moment is not done. So the same draws are the same test, whatever happens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+
+from tests.model.data import Settings
+from tests.model.model import Pair
+from tests.model.transactions import OUTSIDE, Transaction
+from tests.model.world import SYNC, World
+
+QUEUES = ["line", "wide", "o\"d'd %s", "späť"]
+
+# Some functions have no place in the model.
+NOT_DRIVEN = {
+    "version": "a constant, held against the name of the install script in tests/build",
+    "grant_producer": "rights are held against a golden matrix, in tests/security",
+    "grant_consumer": "rights are held against a golden matrix, in tests/security",
+    "grant_admin": "rights are held against a golden matrix, in tests/security",
+}
+DRIVEN: dict[str, str] = {}
+
+RESERVED = {
+    "snooze": "SELECT pgq.snooze(1, 16, '1 minute')",
+    "cancel": "SELECT pgq.cancel(1)",
+    "schedule": "SELECT pgq.schedule('n', '* * * * *', 'line')",
+    "unschedule": "SELECT pgq.unschedule('n')",
+    "try_exclusive": "SELECT pgq.try_exclusive('n')",
+}
+WRONG = [
+    ("SELECT pgq.enqueue('line', priority => 101)", "22023"),
+    ("SELECT pgq.enqueue('line', NULL)", "22004"),
+    ("SELECT pgq.enqueue('line', run_at => 'now', delay => '1 s')", "22023"),
+    ("SELECT pgq.enqueue_many('line', '{NULL}')", "22004"),
+    ("SELECT pgq.enqueue('no such queue')", "PQ002"),
+    ("SELECT pgq.claim('line', 0)", "22023"),
+    ("SELECT pgq.claim(NULL)", "22004"),
+    ("SELECT pgq.ack_many('{1,2}', '{16}')", "22023"),
+    ("SELECT pgq.release('{1}', NULL)", "22004"),
+    ("SELECT pgq.reject(1, 16, retry => NULL)", "22004"),
+    ("SELECT pgq.extend_many('{16}', '0')", "22023"),
+    ("SELECT pgq.create_queue('')", "22023"),
+    ("SELECT pgq.create_queue('new', shards => 65)", "22023"),
+    ("SELECT pgq.alter_queue('no such queue', shards => 2)", "PQ002"),
+    ("SELECT pgq.job_status(NULL)", "22004"),
+    ("SELECT pgq.watch('{no such queue}')", "PQ002"),
+]
+
+T = TypeVar("T")
+Step = TypeVar("Step", bound=Callable[..., None])
+
+
+def drives(*functions: str) -> Callable[[Step], Step]:
+    """Say which functions of schema pgq a rule calls."""
+
+    def note(step: Step) -> Step:
+        DRIVEN.update(dict.fromkeys(functions, step.__name__))
+        return step
+
+    return note
+
+
+MINUTES = [timedelta(0), timedelta(seconds=1), timedelta(seconds=20), timedelta(minutes=2), timedelta(hours=1)]
+PASSING = [
+    *[timedelta(milliseconds=50), timedelta(seconds=1), timedelta(seconds=3), timedelta(seconds=31)],
+    *[timedelta(seconds=61), timedelta(minutes=6), timedelta(hours=2), timedelta(days=2)],
+]
+SETTINGS = [
+    Settings(shards=1, lease=timedelta(seconds=30), max_attempts=3),
+    Settings(shards=3, lease=timedelta(minutes=1), max_attempts=2, retention=timedelta(days=1)),
+    Settings(shards=1, retention=timedelta(0), notify=False, backoff=timedelta(0), max_attempts=1),
+    Settings(shards=2, backoff=timedelta(seconds=10), backoff_max=timedelta(seconds=30), lease=timedelta(seconds=5)),
+]
+CHANGES: list[dict[str, Any]] = [
+    {"shards": 1},
+    {"shards": 3},
+    {"max_attempts": 1},
+    {"max_attempts": 4},
+    {"lease": timedelta(seconds=10)},
+    {"retention": timedelta(0)},
+    {"retention": timedelta(days=3)},
+    {"notify": False},
+    {"notify": True},
+    {"backoff": timedelta(seconds=5), "backoff_max": timedelta(seconds=5)},
+]
+ACCIDENTS = ["close", "close", "terminate", "terminate", "fast", "immediate", "immediate"]
+# Mostly pairs that are good.
+PICKS = [
+    "held",
+    "held",
+    "held",
+    "held",
+    "held",
+    "whole",
+    "whole",
+    "known",
+    "known",
+    "crossed",
+    "repeated",
+    "null",
+    "foreign",
+]
+
+who = st.integers(0, len(SYNC) - 1)
+number = st.integers(0, 999)
+queue = st.sampled_from([0, 0, 0, 1, 1, 2, 3])
+duration = st.none() | st.sampled_from([timedelta(milliseconds=1), *MINUTES[1:]])
+pick = st.tuples(st.sampled_from(PICKS), number)
+picks = st.lists(pick, min_size=1, max_size=5)
+worker = st.none() | st.just("worker 1")
+error = st.none() | st.just("bad")
+changes = st.sampled_from(CHANGES)
+once_in_eight = st.sampled_from([False] * 7 + [True])
+job_options = st.fixed_dictionaries(
+    {},
+    optional={
+        "priority": st.sampled_from([0, -100, 7]),
+        "delay": st.sampled_from(MINUTES),
+        "max_attempts": st.sampled_from([1, 2, 5]),
+        "task": st.just("task"),
+        "headers": st.just({"trace": "1"}),
+    },
+)
+
+
+class Machine(RuleBasedStateMachine):
+    """Draws steps for a world."""
+
+    world: World
+    make_world: Callable[[], World]
+
+    @initialize(shards=st.sampled_from([1, 1, 2]))
+    def start(self, shards: int) -> None:
+        self.world = type(self).make_world()
+        self.steps = 0
+        self.world.create_queue(0, QUEUES[0], Settings(shards=shards, max_attempts=3))
+        self.world.create_queue(0, QUEUES[1], SETTINGS[1])
+
+    # Choosing among what is there -------------------------------------------------------------------------------------
+
+    def view(self, who: int) -> Transaction:
+        return self.world.sessions[who].tx or OUTSIDE
+
+    def frozen(self, who: int) -> bool:
+        """Whether the session is in a REPEATABLE READ transaction, in which a producer only produces."""
+        return self.view(who).snapshot is not None
+
+    def pairs(self, who: int, picks: list[tuple[str, int]]) -> list[Pair]:
+        """Jobs and leases to settle: good ones, and such as a confused worker might send."""
+        pairs: list[Pair] = []
+        held, handed = self.world.held(who), self.world.handed
+        for kind, n in picks:
+            if kind == "null":
+                pairs.append([(None, None), (1, None), (None, 16)][n % 3])
+            elif kind == "foreign":
+                pairs.append((n + 1, n * 7))
+            elif kind == "held" and held:
+                pairs.append(held[n % len(held)])
+            elif kind == "whole" and held:
+                lease = self.world.model.leases[held[n % len(held)][1]]
+                pairs += [(job.id, lease.id) for job in lease.jobs]
+            elif kind == "known" and handed:
+                pairs.append(handed[-1 - n % len(handed)])
+            elif kind == "crossed" and handed:
+                pairs.append((handed[n % len(handed)][0], handed[n // 7 % len(handed)][1]))
+            elif kind == "repeated" and pairs:
+                pairs.append(pairs[-1])
+        return pairs
+
+    def after(self, *sessions: int) -> None:
+        """Compare what outsiders see, and what those sessions see who have just done something."""
+        self.steps += 1
+        full = self.steps % 6 == 0
+        self.world.check(full=full)
+        for session in sessions:
+            self.world.check_session(session, full=full)
+
+    # Transactions -----------------------------------------------------------------------------------------------------
+
+    @rule(who=who, repeatable_read=once_in_eight, name=number)
+    def begin(self, who: int, repeatable_read: bool, name: int) -> None:
+        """Or a savepoint, if there is a transaction already."""
+        if self.world.sessions[who].tx:
+            self.world.savepoint(who, f"s{name % 2}")
+        else:
+            self.world.begin(who, repeatable_read=repeatable_read)
+
+    @rule(who=who, commit=st.sampled_from([True, True, False]))
+    def end(self, who: int, commit: bool) -> None:
+        if self.world.sessions[who].tx:
+            (self.world.commit if commit else self.world.rollback)(who)
+            self.after()
+
+    @rule(who=who, number=number, rollback=st.sampled_from([True, True, False]))
+    def savepoint(self, who: int, number: int, rollback: bool) -> None:
+        tx = self.world.sessions[who].tx
+        if tx and tx.savepoints:
+            name = tx.savepoints[number % len(tx.savepoints)][0]
+            (self.world.rollback_to if rollback else self.world.release_savepoint)(who, name)
+        elif tx:
+            self.world.savepoint(who, f"s{number % 2}")
+        self.after(who)
+
+    @rule(who=who, finish=st.booleans(), commit=st.sampled_from([True, True, False]))
+    def prepare(self, who: int, finish: bool, commit: bool) -> None:
+        """Either half of a two-phase commit."""
+        tx, prepared = self.world.sessions[who].tx, self.world.model.prepared
+        if prepared and finish and not self.world.sessions[0].tx:
+            self.world.finish_prepared(next(iter(prepared)), commit=commit)
+        elif tx and not tx.wakes and not tx.holds("ring"):
+            self.world.prepare(who, f"p{self.steps}")
+        self.after()
+
+    # Producing --------------------------------------------------------------------------------------------------------
+
+    @drives("enqueue")
+    @rule(who=who, queue=queue, options=st.just({}) | job_options)
+    def enqueue(self, who: int, queue: int, options: dict[str, Any]) -> None:
+        self.world.enqueue(who, QUEUES[queue], **options)
+        self.after(who)
+
+    @drives("enqueue_many")
+    @rule(
+        who=who,
+        queue=queue,
+        count=st.sampled_from([0, 1, 2, 3, 10]),
+        options=st.just({}) | job_options,
+        at=st.none() | number,
+    )
+    def enqueue_many(self, who: int, queue: int, count: int, options: dict[str, Any], at: int | None) -> None:
+        if at is not None and "delay" not in options:
+            options = {**options, "run_at": self.world.model.now + timedelta(seconds=at - 300)}
+        self.world.enqueue_many(who, QUEUES[queue], count, **options)
+        self.after(who)
+
+    # Claiming and settling --------------------------------------------------------------------------------------------
+
+    @drives("claim")
+    @rule(who=who, queue=queue, batch=st.sampled_from([1, 1, 2, 3, 5, 100]), lease_for=duration, worker=worker)
+    def claim(self, who: int, queue: int, batch: int, lease_for: timedelta | None, worker: str | None) -> None:
+        self._fill(who, queue, batch)
+        self.world.claim(who, QUEUES[queue], batch, lease_for=lease_for, worker=worker)
+        self.after(who)
+
+    @drives("claim")
+    @rule(who=who, queue=queue, batch=st.sampled_from([1, 1, 3]))
+    def claim_simply(self, who: int, queue: int, batch: int) -> None:
+        self._fill(who, queue, batch)
+        self.world.claim(who, QUEUES[queue], batch)
+        self.after(who)
+
+    def _fill(self, who: int, queue: int, batch: int) -> None:
+        """So that there is something to claim."""
+        model, view = self.world.model, self.view(who)
+        found = model.queue(view, QUEUES[queue])
+        if found and not model.places(view, "ready", found.serial):
+            self.world.enqueue_many(who, QUEUES[queue], min(batch + 2, 12))
+
+    @drives("ack")
+    @rule(who=who, pick=pick, result=st.none() | st.just({"ok": 1}))
+    def ack(self, who: int, pick: tuple[str, int], result: Any) -> None:
+        """In a REPEATABLE READ transaction, too: that of a handler that writes something."""
+        for pair in self._settled(who, [pick])[:1] or self.pairs(who, [pick])[:1]:
+            self.world.ack(who, pair, result)
+            self.after(who)
+
+    @drives("ack_many")
+    @rule(who=who, picks=picks, results=st.booleans())
+    def ack_many(self, who: int, picks: list[tuple[str, int]], results: bool) -> None:
+        if pairs := self._settled(who, picks):
+            self.world.ack_many(who, pairs, [{"job": id} for id, _ in pairs] if results else None)
+            self.after(who)
+
+    @drives("reject")
+    @rule(who=who, pick=pick, error=error, retry_in=duration, retry=st.sampled_from([True, True, True, False]))
+    def reject(
+        self, who: int, pick: tuple[str, int], error: str | None, retry_in: timedelta | None, retry: bool
+    ) -> None:
+        for pair in self._settled(who, [pick])[:1]:
+            self.world.reject(who, pair, error=error, retry_in=retry_in, retry=retry)
+            self.after(who)
+
+    @drives("reject_many")
+    @rule(who=who, picks=picks, errors=st.booleans())
+    def reject_many(self, who: int, picks: list[tuple[str, int]], errors: bool) -> None:
+        if pairs := self._settled(who, picks):
+            self.world.reject_many(who, pairs, [f"error of {id}" for id, _ in pairs] if errors else None)
+            self.after(who)
+
+    @drives("release")
+    @rule(who=who, picks=picks)
+    def release(self, who: int, picks: list[tuple[str, int]]) -> None:
+        if pairs := self._settled(who, picks):
+            self.world.release(who, pairs)
+            self.after(who)
+
+    @drives("extend", "extend_many")
+    @rule(who=who, picks=picks, lease_for=duration, many=st.booleans())
+    def extend(self, who: int, picks: list[tuple[str, int]], lease_for: timedelta | None, many: bool) -> None:
+        leases = [lease for _, lease in self._settled(who, picks)]
+        if many and leases:
+            self.world.extend_many(who, leases, lease_for)
+        elif leases:
+            self.world.extend(who, leases[0], lease_for)
+        self.after(who)
+
+    def _settled(self, who: int, picks: list[tuple[str, int]]) -> list[Pair]:
+        if self.frozen(who):
+            return []
+        if not self.world.held(who):
+            queue = picks[0][1] % 2
+            batch = [1, 2, 3, 12][picks[0][1] // 2 % 4]
+            self._fill(who, queue, batch)
+            self.world.claim(who, QUEUES[queue], batch)
+        return self.pairs(who, picks)
+
+    # Maintenance ------------------------------------------------------------------------------------------------------
+
+    @drives("promote", "reap", "maintain")
+    @rule(who=who, what=st.sampled_from(["promote", "reap", "maintain"]), wait=st.booleans())
+    def maintain(self, who: int, what: str, wait: bool) -> None:
+        """At once, or when the next lease ends or the next job is due."""
+        if wait:
+            self.world.advance_to_next(self.view(who))
+        getattr(self.world, what)(who)
+        self.after(who)
+
+    @drives("rotate")
+    @rule(who=who, turns=st.integers(1, 5))
+    def rotate(self, who: int, turns: int) -> None:
+        for _ in range(turns):
+            self.world.rotate(who)
+        self.after(who)
+
+    # Queues -----------------------------------------------------------------------------------------------------------
+
+    @drives("create_queue")
+    @rule(who=who, queue=queue, settings=st.sampled_from(SETTINGS), if_not_exists=st.booleans())
+    def create_queue(self, who: int, queue: int, settings: Settings, if_not_exists: bool) -> None:
+        if not self.frozen(who):
+            self.world.create_queue(who, QUEUES[queue], settings, if_not_exists=if_not_exists)
+            self.after(who)
+
+    @drives("alter_queue", "pause", "resume")
+    @rule(who=who, queue=queue, what=st.sampled_from(["alter", "alter", "pause", "resume"]), changes=changes)
+    def alter_queue(self, who: int, queue: int, what: str, changes: dict[str, Any]) -> None:
+        if self.frozen(who):
+            return
+        if what == "alter":
+            self.world.alter_queue(who, QUEUES[queue], **changes)
+        else:
+            (self.world.pause if what == "pause" else self.world.resume)(who, QUEUES[queue])
+        self.after(who)
+
+    @drives("purge", "drop_queue")
+    @rule(who=who, queue=queue, what=st.sampled_from(["purge", "purge", "drop", "force"]))
+    def clear(self, who: int, queue: int, what: str) -> None:
+        """Not while others have transactions open: it would wait for them, for seconds."""
+        if self.world.model.busy_elsewhere(self.view(who)):
+            return
+        if what == "purge":
+            self.world.purge(who, QUEUES[queue])
+        else:
+            self.world.drop_queue(who, QUEUES[queue], force=what == "force")
+        self.after(who)
+
+    @drives("redrive")
+    @rule(who=who, ids=st.none() | st.lists(number, max_size=3), other=once_in_eight)
+    def redrive(self, who: int, ids: list[int] | None, other: bool) -> None:
+        """From a queue that has dead letters, or from another one."""
+        if not self.frozen(who):
+            dead = self.world.model.places(self.view(who), "dead")
+            names = QUEUES if other or not dead else [dead[0].job.queue_name]
+            chosen = None if ids is None else [dead[n % len(dead)].job.id if dead else n for n in ids]
+            self.world.redrive(who, names[0], chosen)
+            self.after(who)
+
+    # Waiting workers --------------------------------------------------------------------------------------------------
+
+    @drives("watch", "unwatch")
+    @rule(queue=queue, watch=st.sampled_from([True, True, False]))
+    def watch(self, queue: int, watch: bool) -> None:
+        (self.world.watch if watch else self.world.unwatch)(QUEUES[queue])
+
+    # Time, and accidents ----------------------------------------------------------------------------------------------
+
+    @rule(by=st.sampled_from(PASSING))
+    def advance(self, by: timedelta) -> None:
+        self.world.advance(by)
+        self.after()
+
+    @rule(who=who, how=st.sampled_from(ACCIDENTS))
+    def accident(self, who: int, how: str) -> None:
+        if how in ("close", "terminate"):
+            self.world.disconnect(who, terminate=how == "terminate")
+            self.after()
+        else:
+            self.world.restart(how)
+
+    # Looking ----------------------------------------------------------------------------------------------------------
+
+    @drives("stats", "job_status", "doctor", *RESERVED)
+    @rule(who=who, wrong=st.sampled_from([*WRONG, *((query, "0A000") for query in RESERVED.values())]))
+    def look(self, who: int, wrong: tuple[str, str]) -> None:
+        """A call that is wrong in itself, and after that everything is as it was."""
+        if not self.frozen(who):
+            query, sqlstate = wrong
+            self.world.refuses(who, query, [], sqlstate)
+        self.world.doctor(who)
+        self.world.check(full=True)
+        self.world.check_session(who, full=True)
+
+    def teardown(self) -> None:
+        if hasattr(self, "world"):
+            self.world.finish()

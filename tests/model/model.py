@@ -1,0 +1,673 @@
+"""The queue, as simple as it can be said: one place per job, and rules that move it.
+
+Every function of schema pgq has its counterpart here, under its name. It takes the transaction that calls and yields
+what the call must come back with; then it is sent what did, checks it, and moves the jobs. There is no SQL in here and
+nothing of how the engine works: no segments, no cursors, no outcomes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta, timezone
+from typing import Any, TypeVar
+
+from tests.model.data import Call, Ending, Expect, Expiry, Failure, Job, Lease, Look, Place, Queue, Settings
+from tests.model.order import Line, check_claim
+from tests.model.transactions import (
+    NEVER,
+    OUTSIDE,
+    Transaction,
+    Wake,
+    contested,
+    first_visible,
+    undo,
+    visible,
+)
+from tests.sql.support import Job as Claimed
+from tests.sql.support import State
+
+EXPIRED = "lease expired"
+MAINTENANCE = "pgq.maintain"
+WATCHED_FOR = timedelta(seconds=54)
+"""Producers look for waiting sessions for a minute after the last pgq.watch, which is noted to five seconds."""
+
+FULL_PROMOTE = timedelta(minutes=1)
+FULL_REAP = timedelta(minutes=5)
+"""How often promote and reap look at everything, and not only at what has become due since the last time."""
+
+NEVER_YET = datetime.min.replace(tzinfo=timezone.utc)
+
+Pair = tuple[int | None, int | None]
+T = TypeVar("T")
+
+
+def distinct(items: Iterable[T]) -> list[T]:
+    """Each once, in their order."""
+    return list(dict.fromkeys(items))
+
+
+@dataclass
+class Model:
+    """All queues and jobs, the transactions that are open, and the time."""
+
+    now: datetime = datetime(2030, 1, 1, 12, tzinfo=timezone.utc)
+    events: int = 0
+    serials: int = 0
+    jobs: dict[int, Job] = field(default_factory=dict)
+    queues: list[Queue] = field(default_factory=list)
+    leases: dict[int, Lease] = field(default_factory=dict)
+    endings: list[Ending] = field(default_factory=list)
+    open: list[Transaction] = field(default_factory=list)
+    prepared: dict[str, Transaction] = field(default_factory=dict)
+    watching: dict[int, int] = field(default_factory=dict)
+    watched_at: datetime | None = None
+    reaped_at: datetime | None = None
+    promoted_at: datetime | None = None
+    carried_at: int = 0
+    """When jobs were last carried out of an old segment."""
+
+    resharded: set[int] = field(default_factory=set)
+    """Queues whose number of shards has changed: which shard a job is in cannot be told from its id."""
+
+    # Transactions -----------------------------------------------------------------------------------------------------
+
+    def event(self) -> int:
+        self.events += 1
+        return self.events
+
+    def begin(self, *, sync: bool = True, repeatable_read: bool = False) -> Transaction:
+        transaction = Transaction(sync=sync, snapshot=self.event() if repeatable_read else None)
+        self.open.append(transaction)
+        return transaction
+
+    def number(self, tx: Transaction) -> None:
+        """The transaction has its number now."""
+        if tx.began == NEVER:
+            tx.began = self.event()
+
+    def commit(self, tx: Transaction) -> None:
+        self.number(tx)
+        tx.state, tx.ended = "committed", self.event()
+        tx.log.clear()
+        self.open.remove(tx)
+
+    def rollback(self, tx: Transaction) -> None:
+        undo(tx, 0)
+        tx.state, tx.ended = "rolled back", self.event()
+        self.open.remove(tx)
+
+    def savepoint(self, tx: Transaction, name: str) -> None:
+        tx.savepoints.append((name, len(tx.log)))
+
+    def rollback_to(self, tx: Transaction, name: str) -> None:
+        """To the newest savepoint of this name, which stays."""
+        while tx.savepoints[-1][0] != name:
+            tx.savepoints.pop()
+        undo(tx, tx.savepoints[-1][1])
+
+    def release_savepoint(self, tx: Transaction, name: str) -> None:
+        while tx.savepoints.pop()[0] != name:
+            pass
+
+    def prepare(self, tx: Transaction, name: str) -> None:
+        """The first half of a two-phase commit: the transaction belongs to nobody now, and survives a crash."""
+        self.prepared[name] = tx
+
+    def finish_prepared(self, name: str, *, commit: bool) -> None:
+        tx = self.prepared.pop(name)
+        if commit:
+            self.commit(tx)
+        else:
+            self.rollback(tx)
+
+    def crashed(self) -> Model:
+        """A copy in which every open transaction has been rolled back."""
+        other = copy.deepcopy(self)
+        for tx in list(other.open):
+            if tx not in other.prepared.values():
+                other.rollback(tx)
+        return other
+
+    def others(self, tx: Transaction) -> list[Transaction]:
+        return [other for other in self.open if other is not tx]
+
+    def held_up(self, tx: Transaction, what: str, of: int | None = None) -> bool:
+        """Whether another open transaction holds this."""
+        return any(other.holds(what, of) for other in self.others(tx))
+
+    # Rows -------------------------------------------------------------------------------------------------------------
+
+    def die(self, tx: Transaction, row: Queue | Place) -> None:
+        assert not contested(tx, row), f"the model let two transactions end {row}"
+        row.died = tx
+        tx.log.append(("died", row))
+
+    def move(self, tx: Transaction, place: Place, state: str, **changes: Any) -> Place:
+        """End a place and begin the next."""
+        self.die(tx, place)
+        fresh = {"lease": None, "run_at": None, "started_at": None, "finished_at": None, "result": None, "front": False}
+        new = replace(place, born=tx, died=None, state=state, made=self.events, **{**fresh, **changes})
+        place.job.places.append(new)
+        tx.log.append(("born", new))
+        return new
+
+    def place(self, viewer: Transaction, id: int) -> Place | None:
+        return first_visible(viewer, self.jobs[id].places) if id in self.jobs else None
+
+    def places(self, viewer: Transaction, state: str, queue: int | None = None) -> list[Place]:
+        """The jobs in a state, oldest id first."""
+        found = [self.place(viewer, id) for id in sorted(self.jobs)]
+        return [p for p in found if p and p.state == state and (queue is None or p.job.queue == queue)]
+
+    def queue(self, viewer: Transaction, name: str) -> Queue | None:
+        return first_visible(viewer, [queue for queue in self.queues if queue.name == name])
+
+    def queue_of(self, viewer: Transaction, serial: int) -> Queue | None:
+        return first_visible(viewer, [queue for queue in self.queues if queue.serial == serial])
+
+    def settings_of(self, viewer: Transaction, serial: int) -> Settings:
+        queue = self.queue_of(viewer, serial)
+        assert queue is not None
+        return queue.settings
+
+    def expires_at(self, viewer: Transaction, lease: Lease) -> datetime:
+        return max(expiry.at for expiry in lease.expiries if visible(viewer, expiry))
+
+    # Producing --------------------------------------------------------------------------------------------------------
+
+    def enqueue_many(
+        self,
+        tx: Transaction,
+        queue: str,
+        payloads: Sequence[Any],
+        *,
+        run_at: datetime | None = None,
+        delay: timedelta | None = None,
+        **properties: Any,
+    ) -> Call:
+        """Also pgq.enqueue, which is the case of one payload."""
+        found = self.queue(tx, queue)
+        ids = yield self._producing(tx, found)
+        assert found
+        if delay is not None:
+            run_at = self.now + delay
+        later = run_at is not None and run_at > self.now
+        assert ids == sorted(set(ids)), f"ids out of order: {ids}"
+        assert len(ids) == len(payloads)
+        for id, payload in zip(ids, payloads, strict=True):
+            taken = id in self.jobs and any(
+                place.born.state == "committed" or place.born in self.open for place in self.jobs[id].places
+            )
+            assert not taken, f"job id {id} was given out twice"
+            job = Job(id, found.serial, found.name, self.now, payload, **properties)
+            place = Place(tx, None, job, "scheduled" if later else "ready", 1, self.events)
+            place.run_at = run_at if later else None
+            job.places.append(place)
+            self.jobs[id] = job
+            tx.log.append(("born", place))
+        tx.hold("jobs")
+        if ids and not later:
+            self.wake(tx, found.serial)
+
+    def _producing(self, tx: Transaction, queue: Queue | None) -> Expect:
+        if not queue:
+            return Expect(error="PQ002")
+        if tx.snapshot is not None and self.queue_of(OUTSIDE, queue.serial) is None:
+            return Expect(error="40001")  # dropped since the snapshot was taken
+        return Expect(must_wait=self.held_up(tx, "drop", queue.serial))
+
+    def wake(self, tx: Transaction, serial: int) -> None:
+        """Who waits for this queue will be told when the transaction commits."""
+        queue = self.queue_of(tx, serial)
+        if not queue or not queue.settings.notify or not self.watching.get(serial) or self.watched_at is None:
+            return
+        if self.now < self.watched_at + WATCHED_FOR:
+            tx.log.append(Wake(queue.name))
+
+    # Claiming ---------------------------------------------------------------------------------------------------------
+
+    def claim(
+        self, tx: Transaction, queue: str, batch: int, lease_for: timedelta | None = None, worker: str | None = None
+    ) -> Call:
+        found = self.queue(tx, queue)
+        if tx.snapshot is not None:
+            yield Expect(error="PQ003")
+            return
+        jobs: list[Claimed] = yield Expect(error=None if found else "PQ002")
+        assert found
+        if found.paused:
+            assert jobs == [], "claimed from a paused queue"
+            return
+        # What this transaction has made ready itself may yet be rolled back: not for it.
+        candidates = {p.job.id: p for p in self.places(tx, "ready", found.serial) if p.born is not tx}
+        busy = self.held_up(tx, "lanes", found.serial)
+        wrong = [job.id for job in jobs if job.id not in candidates]
+        assert not wrong, f"jobs {wrong} were not there to be claimed: {[self.place(tx, id) for id in wrong]}"
+        taken = [candidates[job.id] for job in jobs]
+        assert not [p for p in taken if contested(tx, p)], "claimed what another session has claimed"
+        if not tx.holds("carried"):  # then some of them are this transaction's own now, and it cannot claim them
+            line = Line(
+                candidates=[p for p in candidates.values() if not contested(tx, p)],
+                shards=None if found.serial in self.resharded else found.settings.shards,
+                carried_at=self.carried_at,
+                complete=not busy,
+            )
+            check_claim(line, taken, batch)
+        self._check_claimed(found, jobs, taken, self.now + (lease_for or found.settings.lease))
+
+        for job, place in zip(jobs, taken, strict=True):
+            lease = self.leases.get(job.lease)
+            if lease is None:
+                lease = self.leases[job.lease] = Lease(job.lease, found.serial, worker)
+                expiry = Expiry(tx, None, job.expires_at)
+                lease.expiries.append(expiry)
+                tx.log.append(("born", expiry))
+            lease.jobs.append(place.job)
+            self.move(tx, place, "running", lease=lease, started_at=self.now)
+        tx.hold("lanes", found.serial)
+
+    def _check_claimed(self, queue: Queue, jobs: list[Claimed], taken: list[Place], expires_at: datetime) -> None:
+        known = [job.lease for job in jobs if job.lease in self.leases]
+        assert not known, f"leases {known} were given out before"
+        for claimed, place in zip(jobs, taken, strict=True):
+            job = place.job
+            expected = Claimed(
+                job.id, claimed.lease, queue.name, job.task, job.payload, place.attempt,
+                job.max_attempts or queue.settings.max_attempts, job.priority, job.enqueued_at, expires_at, job.headers,
+            )  # fmt: skip
+            assert claimed == expected, f"{claimed}, and not {expected}"
+
+    # Settling ---------------------------------------------------------------------------------------------------------
+
+    def held(self, tx: Transaction, pair: Pair) -> Place | None:
+        """The running attempt that this pair is good for."""
+        id, lease = pair
+        place = self.place(tx, id) if id is not None else None
+        if place and place.state == "running" and place.lease and place.lease.id == lease:
+            return place
+        return None
+
+    def _settling(self, tx: Transaction, pairs: Sequence[Pair], *, lost: str | None = None) -> Expect:
+        """Nobody ends an attempt that another session is ending; `lost`: the error if a pair is good for nothing."""
+        places = [place for pair in pairs if (place := self.held(tx, pair))]
+        leases = [lease for _, lease in pairs if lease is not None]
+        if places and tx.snapshot is not None and any(p.died and p.died.state == "committed" for p in places):
+            return Expect(error="40001")  # ended by somebody else since the snapshot was taken
+        if places and tx.snapshot is not None:
+            # Others of the same lease may have ended since the snapshot was taken, or its segment been retired.
+            return Expect(may_fail=("40001", "PQ001"), must_wait=any(contested(tx, place) for place in places))
+        if lost and not places:
+            return Expect(error=lost, may_wait=self.held_up(tx, "truncated") or self._being_settled(tx, leases))
+        must = any(contested(tx, place) for place in places)
+        may = self.held_up(tx, "moved") or self.held_up(tx, "truncated") or self._being_settled(tx, leases)
+        return Expect(may_wait=may and not must, must_wait=must)
+
+    def _being_settled(self, tx: Transaction, leases: Sequence[int]) -> bool:
+        """Whether another session is ending jobs of these leases: who ends the first of many, locks the whole lease."""
+        return any(self.held_up(tx, "settling", lease) for lease in leases)
+
+    def _settles(self, tx: Transaction, pairs: Sequence[Pair]) -> None:
+        for lease in distinct(lease for _, lease in pairs if lease is not None):
+            tx.hold("settling", lease)
+
+    def _end(self, tx: Transaction, place: Place, kind: str, *, result: Any = None, error: str | None = None) -> None:
+        assert place.lease
+        assert place.started_at
+        ending = Ending(
+            tx, None, place.job, kind, place.attempt, place.started_at, self.now, place.lease.id, place.lease.worker,
+            result, error,
+        )  # fmt: skip
+        self.endings.append(ending)
+        tx.log.append(("born", ending))
+
+    def _effective(self, tx: Transaction, pairs: Sequence[Pair], ids: list[int]) -> list[Place]:
+        self._settles(tx, pairs)
+        places = [place for pair in distinct(pairs) if (place := self.held(tx, pair))]
+        assert sorted(ids) == sorted(p.job.id for p in places), f"took effect: {ids}, and not {places}"
+        return places
+
+    def ack(self, tx: Transaction, id: int | None, lease: int | None, result: Any = None) -> Call:
+        lost = "22004" if id is None or lease is None else "PQ001"
+        yield self._settling(tx, [(id, lease)], lost=lost)
+        (place,) = self._effective(tx, [(id, lease)], [id] if id is not None else [])
+        self._done(tx, place, result)
+
+    def ack_many(self, tx: Transaction, pairs: Sequence[Pair], results: Sequence[Any] | None = None) -> Call:
+        ids = yield self._settling(tx, pairs)
+        for place in self._effective(tx, pairs, ids):
+            at = next(n for n, (id, lease) in enumerate(pairs) if self.held(tx, (id, lease)) is place)
+            self._done(tx, place, results[at] if results is not None else None)
+
+    def _done(self, tx: Transaction, place: Place, result: Any) -> None:
+        self._end(tx, place, "done", result=result)
+        self.move(tx, place, "done", started_at=place.started_at, finished_at=self.now, result=result)
+
+    def reject(
+        self,
+        tx: Transaction,
+        id: int | None,
+        lease: int | None,
+        *,
+        error: str | None = None,
+        retry_in: timedelta | None = None,
+        retry: bool = True,
+    ) -> Call:
+        lost = "22004" if id is None or lease is None else "PQ001"
+        kind = yield self._settling(tx, [(id, lease)], lost=lost)
+        (place,) = self._effective(tx, [(id, lease)], [id] if id is not None else [])
+        again = self._fail(tx, place, error, retry)
+        assert kind == ("retry" if again else "dead"), f"job {id}: {kind} after {place.attempt} attempts"
+        if again:
+            yield from self._await_backoff(tx, [again], retry_in)
+
+    def reject_many(self, tx: Transaction, pairs: Sequence[Pair], errors: Sequence[str | None] | None = None) -> Call:
+        ids = yield self._settling(tx, pairs)
+        again = []
+        for place in self._effective(tx, pairs, ids):
+            at = next(n for n, (id, lease) in enumerate(pairs) if self.held(tx, (id, lease)) is place)
+            again.append(self._fail(tx, place, errors[at] if errors is not None else None, True))
+        yield from self._await_backoff(tx, [place for place in again if place], None)
+
+    def _may_retry(self, tx: Transaction, place: Place) -> bool:
+        limit = place.job.max_attempts or self.settings_of(tx, place.job.queue).max_attempts
+        return place.attempt < limit
+
+    def _fail(self, tx: Transaction, place: Place, error: str | None, retry: bool) -> Place | None:
+        """The attempt has failed: returns where the job waits for the next one, None if it is dead."""
+        assert place.lease
+        history = (*place.history, Failure(place.attempt, self.now, error, place.lease.worker))
+        tx.hold("jobs")
+        if retry and self._may_retry(tx, place):
+            self._end(tx, place, "retry", error=error)
+            return self.move(tx, place, "scheduled", attempt=place.attempt + 1, history=history, run_at=self.now)
+        self._end(tx, place, "dead", error=error)
+        self.move(tx, place, "dead", history=history, finished_at=self.now)
+        return None
+
+    def _await_backoff(self, tx: Transaction, places: list[Place], retry_in: timedelta | None) -> Call:
+        """The delay doubles with each attempt, and half of it is chance."""
+        if not places:
+            return
+        found: dict[int, State] = yield Look([place.job.id for place in places])
+        for place in places:
+            settings = self.settings_of(tx, place.job.queue)
+            state = found[place.job.id]
+            assert state.state == "retrying", state
+            assert state.run_at is not None
+            if retry_in is not None:
+                longest = shortest = retry_in
+            else:
+                longest = min(settings.backoff_max, settings.backoff * 2.0 ** (place.attempt - 2))
+                shortest = longest / 2
+            tick = timedelta(microseconds=1)
+            assert self.now + shortest - tick <= state.run_at <= self.now + longest + tick, state
+            place.run_at = state.run_at
+
+    def release(self, tx: Transaction, pairs: Sequence[Pair]) -> Call:
+        ids = yield self._settling(tx, pairs)
+        tx.hold("jobs")
+        for place in self._effective(tx, pairs, ids):
+            self.move(tx, place, "ready", front=True)
+            self.wake(tx, place.job.queue)
+
+    def extend(self, tx: Transaction, lease: int | None, lease_for: timedelta | None = None) -> Call:
+        if lease is None:
+            yield Expect(error="22004")
+            return
+        inner = self.extend_many(tx, [lease], lease_for)
+        expect = next(inner)
+        assert isinstance(expect, Expect)
+        lost = not self._extendable(tx, [lease])
+        until = yield Expect(error="PQ001" if lost else None, may_wait=expect.may_wait)
+        with_result(inner, [(lease, until)])
+
+    def extend_many(self, tx: Transaction, leases: Sequence[int | None], lease_for: timedelta | None = None) -> Call:
+        ending = any(contested(tx, p) for lease in leases for p in self._holding(tx, lease))
+        extending = self.held_up(tx, "extended")
+        may = ending or extending or self.held_up(tx, "moved") or self.held_up(tx, "truncated")
+        extended: list[tuple[int, datetime]] = yield Expect(may_wait=may)
+        expected = self._extendable(tx, leases)
+        assert sorted(lease for lease, _ in extended) == sorted(expected), f"extended: {extended}, not {expected}"
+        for id, until in extended:
+            lease = self.leases[id]
+            wanted = self.now + (lease_for or self.settings_of(tx, lease.queue).lease)
+            before = self.expires_at(tx, lease)
+            assert until == max(before, wanted), f"lease {id} until {until}"
+            expiry = Expiry(tx, None, until)
+            lease.expiries.append(expiry)
+            tx.log.append(("born", expiry))
+            tx.hold("extended")
+
+    def _holding(self, tx: Transaction, lease: int | None) -> list[Place]:
+        jobs = self.leases[lease].jobs if lease in self.leases else []
+        return [place for job in jobs if (place := self.held(tx, (job.id, lease)))]
+
+    def _extendable(self, tx: Transaction, leases: Sequence[int | None]) -> list[int]:
+        return [lease for lease in distinct(leases) if lease is not None and self._holding(tx, lease)]
+
+    # Maintenance ------------------------------------------------------------------------------------------------------
+
+    def promote(self, tx: Transaction) -> Call:
+        count = yield self._maintaining(tx)
+        yield from self._promoted(tx, count)
+
+    def reap(self, tx: Transaction) -> Call:
+        count = yield self._maintaining(tx)
+        yield from self._reaped(tx, count)
+
+    def rotate(self, tx: Transaction) -> Call:
+        """Nothing that a user of the queue could see changes."""
+        done = yield self._maintaining(tx)
+        self._rotated(tx, done)
+
+    def maintain(self, tx: Transaction) -> Call:
+        done = yield self._maintaining(tx)
+        yield from self._promoted(tx, done.pop("promoted"))
+        yield from self._reaped(tx, done.pop("reaped"))
+        self._rotated(tx, done)
+
+    def _maintaining(self, tx: Transaction) -> Expect:
+        return Expect(error="PQ003" if tx.snapshot is not None else None, may_wait=self.held_up(tx, "truncated"))
+
+    def _promoted(self, tx: Transaction, count: int) -> Call:
+        if self.held_up(tx, "promote"):
+            assert count == 0, "promoted while another transaction does"
+            return
+        tx.hold("promote")
+        due = [p for p in self.places(tx, "scheduled") if p.run_at and p.run_at <= self.now and not contested(tx, p)]
+        # Who commits late, when that time has been looked at, is found by the full look that is taken every minute.
+        seen = self.promoted_at or NEVER_YET
+        sure = [p for p in due if (p.run_at and p.run_at >= seen) or self.now >= seen + FULL_PROMOTE]
+        moved = due if count == len(due) else (yield from self._which(due, {"ready"}))
+        assert count == len(moved), f"promoted {count}, and not {[p.job.id for p in moved]}"
+        assert set(sure) <= set(moved), f"not promoted: {[p.job.id for p in sure if p not in moved]}"
+        for place in moved:
+            self.move(tx, place, "ready")
+            self.wake(tx, place.job.queue)
+        tx.hold("jobs")
+        self.promoted_at = self.now
+
+    def _reaped(self, tx: Transaction, count: int) -> Call:
+        if self.held_up(tx, "reap"):
+            assert count == 0, "reaped while another transaction does"
+            return
+        tx.hold("reap")
+        running = [(p, p.lease) for p in self.places(tx, "running") if p.lease]
+        expired = {p: self.expires_at(tx, lease) for p, lease in running if self.expires_at(tx, lease) <= self.now}
+        busy = {p.lease for p in expired if p.lease and (contested(tx, p) or self._being_settled(tx, [p.lease.id]))}
+        possible = [p for p in expired if not contested(tx, p)]
+        unsure = self.held_up(tx, "extended") or self.held_up(tx, "moved") or len(busy) >= 10
+        seen = self.reaped_at or NEVER_YET
+        sure = [
+            p
+            for p in possible
+            if not unsure and p.lease not in busy and (expired[p] > seen or self.now >= seen + FULL_REAP)
+        ]
+        ended = possible if count == len(possible) else (yield from self._which(possible, {"ready", "dead"}))
+        assert count == len(ended), f"reaped {count}, and not {[p.job.id for p in ended]}"
+        assert set(sure) <= set(ended), f"not reaped: {[p.job.id for p in sure if p not in ended]}"
+        for place in ended:
+            assert place.lease
+            tx.hold("settling", place.lease.id)
+            self._end(tx, place, "expired", error=EXPIRED)
+            history = (*place.history, Failure(place.attempt, self.now, EXPIRED, place.lease.worker))
+            self.wake(tx, place.job.queue)
+            if self._may_retry(tx, place):
+                self.move(tx, place, "ready", front=True, attempt=place.attempt + 1, history=history)
+            else:
+                self.move(tx, place, "dead", history=history, finished_at=self.now)
+        tx.hold("jobs")
+        self.reaped_at = self.now
+
+    def _which(self, places: list[Place], states: set[str]) -> Generator[Expect | Look, Any, list[Place]]:
+        found: dict[int, State] = yield Look([place.job.id for place in places])
+        return [place for place in places if found[place.job.id].state in states]
+
+    def _rotated(self, tx: Transaction, done: dict[str, Any]) -> None:
+        if self.held_up(tx, "ring"):
+            assert done in ({}, {"more": False}), f"rotated while another transaction does: {done}"
+            return
+        known = {"more", "sealed", "opened", "carried", "moved", "archived", "truncated"}
+        assert set(done) <= known, done
+        tx.hold("ring")
+        if "truncated" in done:
+            tx.hold("truncated")
+        if done.get("moved"):
+            tx.hold("moved")
+        if done.get("carried"):
+            tx.hold("carried")
+            tx.hold("lanes")
+            tx.hold("jobs")
+            self.carried_at = self.event()
+
+    # Queues -----------------------------------------------------------------------------------------------------------
+
+    def create_queue(self, tx: Transaction, name: str, settings: Settings, *, if_not_exists: bool = False) -> Call:
+        found = self.queue(tx, name)
+        coming = any(q.name == name and q.born in self.others(tx) for q in self.queues)
+        error = "42710" if found and not if_not_exists else None
+        yield Expect(error=error, may_wait=bool(found) and contested(tx, found or self.queues[0]), must_wait=coming)
+        if not found:
+            self.serials += 1
+            self._write(tx, Queue(tx, None, self.serials, name, settings))
+
+    def _write(self, tx: Transaction, queue: Queue) -> None:
+        self.queues.append(queue)
+        tx.log.append(("born", queue))
+
+    def _changing(self, tx: Transaction, name: str) -> Generator[Expect | Look, Any, Queue]:
+        """The queue that a call is about to change."""
+        found = self.queue(tx, name)
+        yield Expect(error=None if found else "PQ002", must_wait=bool(found) and contested(tx, found or self.queues[0]))
+        assert found
+        return found
+
+    def alter_queue(self, tx: Transaction, name: str, **settings: Any) -> Call:
+        found = yield from self._changing(tx, name)
+        self._replace(tx, found, settings=replace(found.settings, **settings))
+        if settings.get("shards", found.settings.shards) != found.settings.shards:
+            self.resharded.add(found.serial)
+
+    def _replace(self, tx: Transaction, queue: Queue, **changes: Any) -> None:
+        self.die(tx, queue)
+        self._write(tx, replace(queue, born=tx, died=None, **changes))
+
+    def pause(self, tx: Transaction, name: str) -> Call:
+        found = yield from self._changing(tx, name)
+        self._replace(tx, found, paused=True)
+
+    def resume(self, tx: Transaction, name: str) -> Call:
+        found = yield from self._changing(tx, name)
+        self._replace(tx, found, paused=False)
+        self.wake(tx, found.serial)
+
+    def busy_elsewhere(self, tx: Transaction) -> bool:
+        """Whether purge and drop_queue would wait, for seconds, for another transaction."""
+        return any(other.log for other in self.others(tx))
+
+    def purge(self, tx: Transaction, name: str) -> Call:
+        found = self.queue(tx, name)
+        if tx.snapshot is not None:
+            yield Expect(error="PQ003")
+            return
+        count = yield Expect(error=None if found else "PQ002")
+        assert found
+        ready = [p for p in self.places(tx, "ready", found.serial) if p.born is not tx]
+        carried = tx.holds("carried")  # then some are this transaction's own now
+        scheduled = self.places(tx, "scheduled", found.serial)
+        assert count == len(ready) + len(scheduled) or carried, f"purged {count} of {ready} and {scheduled}"
+        if carried and count != len(ready) + len(scheduled):
+            ready = yield from self._which(ready, {"cancelled"})
+            assert count == len(ready) + len(scheduled)
+        for place in ready:
+            ending = Ending(tx, None, place.job, "cancelled", place.attempt, self.now, self.now, None, MAINTENANCE)
+            self.endings.append(ending)
+            tx.log.append(("born", ending))
+            self.move(tx, place, "cancelled", started_at=self.now, finished_at=self.now)
+        for place in scheduled:
+            self.move(tx, place, "gone")
+        tx.hold("lanes", found.serial)
+        tx.hold("jobs")
+
+    def drop_queue(self, tx: Transaction, name: str, *, force: bool = False) -> Call:
+        found = self.queue(tx, name)
+        if found and tx.snapshot is not None:
+            yield Expect(error="PQ003")
+            return
+        states = ("ready", "scheduled", "running", "dead")
+        left = [p for state in states for p in self.places(tx, state, found.serial)] if found else []
+        yield Expect(error="PQ002" if not found else "PQ005" if left and not force else None)
+        assert found
+        for place in left:
+            self.move(tx, place, "gone")
+        self.die(tx, found)
+        tx.hold("drop", found.serial)
+        tx.hold("lanes", found.serial)
+        tx.hold("jobs")
+
+    def redrive(self, tx: Transaction, name: str, ids: Sequence[int] | None = None) -> Call:
+        found = self.queue(tx, name)
+        dead = self.places(tx, "dead", found.serial) if found else []
+        chosen = [place for place in dead if ids is None or place.job.id in ids]
+        expect = self._producing(tx, found)
+        count = yield replace(expect, must_wait=expect.must_wait or any(contested(tx, p) for p in chosen))
+        assert found
+        assert count == len(chosen), f"redrove {count}, and not {chosen}"
+        for place in chosen:
+            self.move(tx, place, "ready", attempt=1)
+            self.wake(tx, found.serial)
+        tx.hold("jobs")
+
+    # Waiting workers: not part of a transaction -----------------------------------------------------------------------
+
+    def watch(self, name: str) -> Call:
+        found = self.queue(OUTSIDE, name)
+        due = yield Expect(error=None if found else "PQ002")
+        assert found
+        if found.settings.notify:
+            self.watching[found.serial] = self.watching.get(found.serial, 0) + 1
+        self.watched_at = self.now
+        times = [p.run_at for p in self.places(OUTSIDE, "scheduled", found.serial) if p.run_at]
+        sure = [at for at in times if at >= (self.promoted_at or NEVER_YET)]
+        assert due in times if due else not sure, f"due at {due}, and not at one of {sure}"
+        assert not due or not sure or due <= min(sure), f"due at {due}, and not at {min(sure)}"
+
+    def unwatch(self, name: str) -> Call:
+        yield Expect()
+        found = self.queue(OUTSIDE, name)
+        if found and self.watching.get(found.serial):
+            self.watching[found.serial] -= 1
+
+    def nobody_watches(self) -> None:
+        self.watching.clear()
+
+
+def with_result(call: Call, value: Any) -> None:
+    """Send a call what came back; it must not ask for more."""
+    try:
+        call.send(value)
+    except StopIteration:
+        return
+    raise AssertionError("the call asks for more")

@@ -1,0 +1,201 @@
+"""What the queue says of itself (stats, job_status, doctor, archive, dead letters), against the model."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from tests.model.data import Ending, Failure, Place, Queue
+from tests.model.model import NEVER_YET, Model
+from tests.model.transactions import OUTSIDE, Transaction, visible
+from tests.sql.support import State
+
+CODES = {
+    *["stuck_lane", "segment_held", "segment_waiting", "segment_running", "segment_locked", "ring_full"],
+    *["no_claims", "not_maintained"],
+}
+
+
+@dataclass(frozen=True)
+class Stat:
+    """A row of pgq.stats."""
+
+    queue: str
+    paused: bool
+    ready: int
+    running: int
+    scheduled: int
+    retrying: int
+    dead: int
+    oldest_ready: timedelta | None
+
+
+def check_stats(model: Model, viewer: Transaction, actual: list[Stat]) -> None:
+    """Each queue that the viewer sees, and exactly what it holds."""
+    queues = sorted((q for q in model.queues if visible(viewer, q)), key=lambda q: q.name.encode())
+    assert [stat.queue for stat in actual] == [queue.name for queue in queues]
+    places: dict[int, list[Place]] = defaultdict(list)
+    for id in model.jobs:
+        if place := model.place(viewer, id):
+            places[place.job.queue].append(place)
+    for queue, stat in zip(queues, actual, strict=True):
+        _check_stat(model, viewer, queue, places[queue.serial], stat)
+
+
+def _check_stat(model: Model, viewer: Transaction, queue: Queue, places: list[Place], stat: Stat) -> None:
+    ready = [place for place in places if place.state == "ready"]
+    running = [place for place in places if place.state == "running"]
+    # A lease whose claim was committed only after it had expired is looked for every five minutes.
+    seen = model.reaped_at or NEVER_YET
+    overlooked = [p for p in running if p.lease and model.expires_at(viewer, p.lease) <= seen]
+    expected = Stat(
+        queue=queue.name,
+        paused=queue.paused,
+        ready=len(ready),
+        running=min(max(stat.running, len(running) - len(overlooked)), len(running)),
+        scheduled=sum(place.state == "scheduled" and place.attempt == 1 for place in places),
+        retrying=sum(place.state == "scheduled" and place.attempt > 1 for place in places),
+        dead=sum(place.state == "dead" for place in places),
+        oldest_ready=model.now - min(place.job.enqueued_at for place in ready) if ready else None,
+    )
+    assert stat == expected, f"{stat}, and not {expected}"
+
+
+def check_status(model: Model, viewer: Transaction, id: int, actual: State | None) -> None:
+    """Every job is in exactly one place, and job_status says which."""
+    place = model.place(viewer, id)
+    queue = model.queue_of(viewer, place.job.queue) if place else None
+    if place is None or place.state == "gone" or (queue is None and place.state not in ("done", "cancelled")):
+        assert actual is None, f"nobody should know of job {id}: {actual}"
+        return
+    if actual is None:
+        assert _forgotten(model, place, queue), f"job {id} is lost: {place}"
+        return
+    ended = place.state in ("done", "cancelled")
+    error = place.error
+    if ended and actual.error is None:
+        error = None  # in the archive each attempt has its own error, or none
+    state = "retrying" if place.state == "scheduled" and place.attempt > 1 else place.state
+    started_at = None if place.state == "dead" else place.started_at
+    expected = State(
+        id, place.job.queue_name, place.job.task, state, place.attempt, place.job.enqueued_at, place.run_at, started_at,
+        place.finished_at, place.result, error,
+    )  # fmt: skip
+    assert actual == expected, f"{actual}, and not {expected}"
+
+
+def _retentions(model: Model, serial: int) -> set[timedelta]:
+    """How long the queue has ever kept its archive: which of them counted depends on when a segment was retired."""
+    return {queue.settings.retention for queue in model.queues if queue.serial == serial}
+
+
+def _forgotten(model: Model, place: Place, queue: Queue | None) -> bool:
+    """Whether a job that has ended may be gone without a trace."""
+    if place.state not in ("done", "cancelled") or place.finished_at is None:
+        return False
+    return queue is None or _may_be_dropped(model, place.job.queue, place.finished_at)
+
+
+def _may_be_dropped(model: Model, serial: int, finished_at: datetime) -> bool:
+    shortest = min(_retentions(model, serial))
+    return not shortest or model.now > finished_at + shortest
+
+
+# The end --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Archived:
+    """A row of pgq.archive."""
+
+    id: int
+    lease: int
+    enqueued_at: datetime
+    started_at: datetime
+    finished_at: datetime
+    drop_after: datetime
+    kind: str
+    attempt: int
+    priority: int
+    queue: str
+    worker: str | None
+    task: str | None
+    payload: Any
+    headers: Any
+    result: Any
+    error: str | None
+
+
+def check_archive(model: Model, rows: list[Archived]) -> None:
+    """Every attempt that has ended is in the archive once, unless its queue keeps none."""
+    left = list(rows)
+    for ending in model.endings:
+        if not visible(OUTSIDE, ending):
+            continue
+        found = [row for row in left if _is(model, ending, row)]
+        dropped = model.queue_of(OUTSIDE, ending.job.queue) is None
+        missing = not found and not dropped and not _may_be_dropped(model, ending.job.queue, ending.finished_at)
+        assert not missing, f"not in the archive: {ending}; of that job there is {_of(rows, ending.job.id)}"
+        if found:
+            left.remove(found[0])
+    assert not left, f"in the archive, and nobody knows why: {left}"
+
+
+def _of(rows: list[Archived], id: int) -> list[Archived]:
+    return [row for row in rows if row.id == id]
+
+
+def _is(model: Model, ending: Ending, row: Archived) -> bool:
+    job = ending.job
+    if row.id != job.id or (ending.lease is not None and row.lease != ending.lease):
+        return False
+    return row.drop_after - ending.finished_at in _retentions(model, job.queue) and row == Archived(
+        job.id, row.lease, job.enqueued_at, ending.started_at, ending.finished_at, row.drop_after, ending.kind,
+        ending.attempt, job.priority, job.queue_name, ending.worker, job.task, job.payload, job.headers, ending.result,
+        ending.error,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """A row of pgq.dead."""
+
+    id: int
+    attempt: int
+    died_at: datetime
+    error: str | None
+    history: list[Failure]
+
+
+def check_dead(model: Model, letters: list[DeadLetter]) -> None:
+    """Dead letters keep the error of every attempt."""
+    expected = [
+        DeadLetter(
+            place.job.id,
+            place.attempt,
+            place.finished_at or NEVER_YET,
+            place.error,
+            list(place.history),
+        )
+        for place in model.places(OUTSIDE, "dead")
+    ]
+    assert letters == expected, f"{letters}, and not {expected}"
+
+
+def check_doctor(model: Model, viewer: Transaction, findings: list[tuple[str, str, str, str, str]]) -> None:
+    """The doctor says which queues nobody works on, and nothing that it has no word for."""
+    assert all(all(finding) for finding in findings), findings
+    assert {code for _, code, _, _, _ in findings} <= CODES, findings
+    idle = {subject for _, code, subject, _, _ in findings if code == "no_claims"}
+    for queue in (queue for queue in model.queues if visible(viewer, queue)):
+        ready = model.places(viewer, "ready", queue.serial)
+        running = model.places(viewer, "running", queue.serial)
+        seen = model.reaped_at or NEVER_YET
+        if any(p.lease and model.expires_at(viewer, p.lease) <= seen for p in running):
+            continue
+        old = any(model.now - place.job.enqueued_at > timedelta(minutes=1) for place in ready)
+        assert (f"queue {queue.name}" in idle) == (old and not running), f"{queue.name}: {findings}"
+    stuck = any(code == "stuck_lane" for _, code, _, _, _ in findings)
+    assert not stuck or any(tx.holds("lanes") for tx in model.others(viewer)), findings

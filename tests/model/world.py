@@ -1,0 +1,606 @@
+"""Sessions on a real database and the model beside them: every step is done in both, and both must agree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+from psycopg.rows import class_row
+from psycopg.types.json import Jsonb
+
+from tests.model.data import Call, Expect, Failure, Look, Place
+from tests.model.database import PATIENCE, Connection, Database
+from tests.model.model import Model, Pair, with_result
+from tests.model.transactions import NEVER, OUTSIDE, Transaction
+from tests.model.views import (
+    Archived,
+    DeadLetter,
+    Stat,
+    check_archive,
+    check_dead,
+    check_doctor,
+    check_stats,
+    check_status,
+)
+from tests.sql.support import Job as Claimed
+from tests.sql.support import State, heard, one
+
+SYNC = [True, False, True]
+"""The sessions of a world, and whether they wait for their commits to reach the disk; a worker's claims need not."""
+
+REFUSED_AFTER = "40ms"
+"""How long a call waits that another session's open transaction may hold up: nobody is going to end it meanwhile."""
+
+TICK = timedelta(milliseconds=1)
+WAITED = "55P03"
+
+
+@dataclass
+class Session:
+    """A connection, and the transaction that is open on it."""
+
+    connection: Connection
+    sync: bool
+    tx: Transaction | None = None
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A call that failed and changed nothing."""
+
+    sqlstate: str
+    message: str
+
+
+Operation = Callable[[Transaction], Call]
+
+
+class World:
+    """What a test drives. Each method is a step: it does the same to the database and to the model, and compares."""
+
+    def __init__(self, database: Database, note: Callable[[str], None] = lambda line: None) -> None:
+        self.database = database
+        self.note = note
+        database.empty()
+        self.model = Model()
+        self.handed: list[tuple[int, int]] = []  # every job and lease that any session was ever told
+        self.lost: list[Model] = []  # what a crash may leave: the newest commits have not reached the disk
+        self.called: dict[str, int] = {}  # how often each function came back without an error
+        self.names: set[str] = set()
+        self.payloads = 0
+        self._connect()
+        self._pass(TICK)
+
+    def _connect(self) -> None:
+        """Sessions outlive a world: it takes them a while to have all functions in memory."""
+        self.sessions = [Session(self.database.session(n, sync=sync), sync) for n, sync in enumerate(SYNC)]
+        self.watcher = self.database.session(len(SYNC), sync=True)
+        self.watcher.execute("LISTEN pgq")
+
+    # Calls ------------------------------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        who: int,
+        operation: Operation,
+        function: str,
+        *values: Any,
+        read: Callable[[list[Any]], Any] = lambda rows: rows[0][0],
+        **named: Any,
+    ) -> Any:
+        """Call a function in a session and in the model. Returns what came back, or Refused."""
+        session = self.sessions[who]
+        self._pass(TICK)
+        self.model.event()
+        tx = session.tx or self.model.begin(sync=session.sync)
+        if not session.tx:
+            self.model.number(tx)
+        call = operation(tx)
+        expect = next(call)
+        assert isinstance(expect, Expect)
+        given = _given(named)
+        arguments = [repr(value) for value in values] + [f"{name} => {value!r}" for name, value in given.items()]
+        step = f"{'session' if session.tx else 'autocommit'} {who}: {function}({', '.join(arguments)})"
+        slots = ["%s"] * len(values) + [f"{name} => %s" for name in given]
+        query = f"SELECT * FROM pgq.{function}({', '.join(slots)})"
+        value = self._execute(session, expect, query, [*values, *given.values()])
+        self.note(f"{step} -> {value.sqlstate if isinstance(value, Refused) else value}")
+        if isinstance(value, Refused):
+            self._check_refusal(expect, value)
+            call.close()
+            if not session.tx:
+                self.model.rollback(tx)
+            return value
+        assert not expect.error, f"{function} succeeded, and not with {expect.error}: {value}"
+        assert not expect.must_wait, f"{function} did not wait for another session: {value}"
+        self.called[function] = self.called.get(function, 0) + 1
+        result = read(value)
+        self._feed(session, call, result)
+        if session.tx is None:
+            self._commit(tx)
+        elif tx.began == NEVER and one(session.connection, "SELECT pg_current_xact_id_if_assigned() IS NOT NULL"):
+            self.model.number(tx)
+        return result
+
+    def _feed(self, session: Session, call: Call, value: Any) -> None:
+        """Send the model what came back, and look up what it wants to know."""
+        while True:
+            try:
+                wish = call.send(value)
+            except StopIteration:
+                return
+            assert isinstance(wish, Look)
+            value = self._statuses(session.connection, wish.ids)
+
+    @staticmethod
+    def _check_refusal(expect: Expect, refused: Refused) -> None:
+        waited = refused.sqlstate == WAITED and (expect.must_wait or expect.may_wait)
+        expected = refused.sqlstate == expect.error or refused.sqlstate in expect.may_fail
+        assert waited or expected, f"{refused}, and not {expect}"
+
+    def _execute(self, session: Session, expect: Expect, query: str, values: Sequence[Any]) -> list[Any] | Refused:
+        """What a call returns. One that may fail inside of a transaction does so under a savepoint: the rest stays."""
+        guarded = expect.error or expect.may_fail or expect.may_wait or expect.must_wait
+        connection = session.connection
+        if guarded:
+            connection.execute("SAVEPOINT guard" if session.tx else "BEGIN")
+            if expect.may_wait or expect.must_wait:
+                connection.execute(f"SET LOCAL lock_timeout = '{REFUSED_AFTER}'")
+        try:
+            rows = connection.execute(query, values).fetchall()
+        except psycopg.Error as error:
+            if not guarded or not error.sqlstate:
+                raise
+            connection.execute("ROLLBACK TO guard; RELEASE guard" if session.tx else "ROLLBACK")
+            return Refused(error.sqlstate, str(error))
+        if guarded:
+            connection.execute(f"RELEASE guard; SET LOCAL lock_timeout = '{PATIENCE}'" if session.tx else "COMMIT")
+        return rows
+
+    def _commit(self, tx: Transaction) -> None:
+        """The model's part of a commit."""
+        wakes = tx.wakes
+        if tx.wrote:
+            if tx.sync:
+                self.lost.clear()
+            else:
+                self.lost.append(self.model.crashed())
+        self.model.commit(tx)
+        if wakes:
+            words = set(heard(self.database.observer, self.watcher))
+            assert wakes <= words <= self.names, f"told of {words}, and not of {wakes}"
+
+    # Producing --------------------------------------------------------------------------------------------------------
+
+    def enqueue(self, who: int, queue: str, **named: Any) -> int | None:
+        """One job, by pgq.enqueue. Returns its id."""
+        named = _given(named)
+        (payload,) = self._next_payloads(1)
+        value = self.run(
+            who,
+            lambda tx: self.model.enqueue_many(tx, queue, [payload], **named),
+            "enqueue",
+            queue,
+            Jsonb(payload),
+            read=lambda rows: [row[0] for row in rows],
+            **_adapted(named),
+        )
+        return None if isinstance(value, Refused) else int(value[0])
+
+    def enqueue_many(self, who: int, queue: str, count: int, **named: Any) -> list[int]:
+        named = _given(named)
+        payloads = self._next_payloads(count)
+        value = self.run(
+            who,
+            lambda tx: self.model.enqueue_many(tx, queue, payloads, **named),
+            "enqueue_many",
+            queue,
+            [Jsonb(payload) for payload in payloads],
+            read=lambda rows: [row[0] for row in rows],
+            **_adapted(named),
+        )
+        return [] if isinstance(value, Refused) else list(value)
+
+    def _next_payloads(self, count: int) -> list[dict[str, int]]:
+        self.payloads += count
+        return [{"n": self.payloads - n} for n in reversed(range(count))]
+
+    # Claiming and settling --------------------------------------------------------------------------------------------
+
+    def claim(self, who: int, queue: str, batch: int = 1, **named: Any) -> list[Claimed]:
+        def read(rows: list[Any]) -> list[Claimed]:
+            jobs = [Claimed(*row) for row in rows]
+            before = {lease for _, lease in self.handed}
+            again = {job.lease for job in jobs} & before
+            assert not again, f"leases {again} were given out before, if only to be lost in a crash"
+            self.handed += [(job.id, job.lease) for job in jobs]
+            return jobs
+
+        value = self.run(
+            who, lambda tx: self.model.claim(tx, queue, batch, **named), "claim", queue, batch, read=read, **named
+        )
+        return [] if isinstance(value, Refused) else value
+
+    def ack(self, who: int, pair: Pair, result: Any = None) -> Any:
+        id, lease = pair
+        return self.run(
+            who,
+            lambda tx: self.model.ack(tx, id, lease, result),
+            "ack",
+            id,
+            lease,
+            result=None if result is None else Jsonb(result),
+        )
+
+    def ack_many(self, who: int, pairs: Sequence[Pair], results: Sequence[Any] | None = None) -> Any:
+        return self.run(
+            who,
+            lambda tx: self.model.ack_many(tx, pairs, results),
+            "ack_many",
+            *_columns(pairs),
+            read=_column,
+            results=None if results is None else [None if r is None else Jsonb(r) for r in results],
+        )
+
+    def reject(self, who: int, pair: Pair, **named: Any) -> Any:
+        id, lease = pair
+        return self.run(who, lambda tx: self.model.reject(tx, id, lease, **named), "reject", id, lease, **named)
+
+    def reject_many(self, who: int, pairs: Sequence[Pair], errors: Sequence[str | None] | None = None) -> Any:
+        return self.run(
+            who,
+            lambda tx: self.model.reject_many(tx, pairs, errors),
+            "reject_many",
+            *_columns(pairs),
+            read=_column,
+            errors=None if errors is None else list(errors),
+        )
+
+    def release(self, who: int, pairs: Sequence[Pair]) -> Any:
+        return self.run(who, lambda tx: self.model.release(tx, pairs), "release", *_columns(pairs), read=_column)
+
+    def extend(self, who: int, lease: int | None, lease_for: timedelta | None = None) -> Any:
+        return self.run(who, lambda tx: self.model.extend(tx, lease, lease_for), "extend", lease, lease_for=lease_for)
+
+    def extend_many(self, who: int, leases: Sequence[int | None], lease_for: timedelta | None = None) -> Any:
+        return self.run(
+            who,
+            lambda tx: self.model.extend_many(tx, leases, lease_for),
+            "extend_many",
+            list(leases),
+            read=lambda rows: rows,
+            lease_for=lease_for,
+        )
+
+    def held(self, who: int) -> list[tuple[int, int]]:
+        """The attempts that this session sees running."""
+        running = self.model.places(self.sessions[who].tx or OUTSIDE, "running")
+        return [(place.job.id, place.lease.id) for place in running if place.lease]
+
+    # Maintenance ------------------------------------------------------------------------------------------------------
+
+    def promote(self, who: int) -> Any:
+        return self.run(who, self.model.promote, "promote")
+
+    def reap(self, who: int) -> Any:
+        return self.run(who, self.model.reap, "reap")
+
+    def rotate(self, who: int, *, seal: bool = True) -> Any:
+        return self.run(who, self.model.rotate, "rotate", seal)
+
+    def maintain(self, who: int) -> Any:
+        return self.run(who, self.model.maintain, "maintain")
+
+    # Queues -----------------------------------------------------------------------------------------------------------
+
+    def create_queue(self, who: int, name: str, settings: Any, *, if_not_exists: bool = False) -> Any:
+        self.names.add(name)
+        return self.run(
+            who,
+            lambda tx: self.model.create_queue(tx, name, settings, if_not_exists=if_not_exists),
+            "create_queue",
+            name,
+            if_not_exists=if_not_exists,
+            **vars(settings),
+        )
+
+    def alter_queue(self, who: int, name: str, **settings: Any) -> Any:
+        return self.run(who, lambda tx: self.model.alter_queue(tx, name, **settings), "alter_queue", name, **settings)
+
+    def pause(self, who: int, name: str) -> Any:
+        return self.run(who, lambda tx: self.model.pause(tx, name), "pause", name)
+
+    def resume(self, who: int, name: str) -> Any:
+        return self.run(who, lambda tx: self.model.resume(tx, name), "resume", name)
+
+    def purge(self, who: int, name: str) -> Any:
+        return self.run(who, lambda tx: self.model.purge(tx, name), "purge", name)
+
+    def drop_queue(self, who: int, name: str, *, force: bool = False) -> Any:
+        return self.run(who, lambda tx: self.model.drop_queue(tx, name, force=force), "drop_queue", name, force)
+
+    def redrive(self, who: int, name: str, ids: Sequence[int] | None = None) -> Any:
+        return self.run(
+            who,
+            lambda tx: self.model.redrive(tx, name, ids),
+            "redrive",
+            name,
+            ids=None if ids is None else list(ids),
+        )
+
+    # Transactions -----------------------------------------------------------------------------------------------------
+
+    def begin(self, who: int, *, repeatable_read: bool = False) -> None:
+        session = self.sessions[who]
+        assert not session.tx
+        level = "REPEATABLE READ" if repeatable_read else "READ COMMITTED"
+        self.note(f"session {who}: BEGIN {level}")
+        session.connection.execute(f"BEGIN ISOLATION LEVEL {level}; SELECT 1".encode())  # takes the snapshot
+        session.tx = self.model.begin(sync=session.sync, repeatable_read=repeatable_read)
+
+    def commit(self, who: int) -> None:
+        session = self.sessions[who]
+        assert session.tx
+        self.note(f"session {who}: COMMIT")
+        session.connection.execute("COMMIT")
+        tx, session.tx = session.tx, None
+        self._commit(tx)
+
+    def rollback(self, who: int) -> None:
+        session = self.sessions[who]
+        assert session.tx
+        self.note(f"session {who}: ROLLBACK")
+        session.connection.execute("ROLLBACK")
+        self.model.rollback(session.tx)
+        session.tx = None
+
+    def prepare(self, who: int, name: str) -> None:
+        """What has sent a NOTIFY, or holds the ring, had better not be left lying about."""
+        session = self.sessions[who]
+        assert session.tx
+        self.note(f"session {who}: PREPARE TRANSACTION '{name}'")
+        session.connection.execute(f"PREPARE TRANSACTION '{name}'".encode())
+        self.lost.clear()  # what is prepared is on disk, and all that came before it
+        self.model.prepare(session.tx, name)
+        session.tx = None
+
+    def finish_prepared(self, name: str, *, commit: bool) -> None:
+        query = f"{'COMMIT' if commit else 'ROLLBACK'} PREPARED '{name}'"
+        self.note(query)
+        self.sessions[0].connection.execute(query.encode())
+        self.lost.clear()
+        self.model.finish_prepared(name, commit=commit)
+
+    def savepoint(self, who: int, name: str) -> None:
+        session = self.sessions[who]
+        assert session.tx
+        self.note(f"session {who}: SAVEPOINT {name}")
+        session.connection.execute(f"SAVEPOINT {name}".encode())
+        self.model.savepoint(session.tx, name)
+
+    def rollback_to(self, who: int, name: str) -> None:
+        session = self.sessions[who]
+        assert session.tx
+        self.note(f"session {who}: ROLLBACK TO {name}")
+        session.connection.execute(f"ROLLBACK TO {name}".encode())
+        self.model.rollback_to(session.tx, name)
+
+    def release_savepoint(self, who: int, name: str) -> None:
+        session = self.sessions[who]
+        assert session.tx
+        self.note(f"session {who}: RELEASE {name}")
+        session.connection.execute(f"RELEASE {name}".encode())
+        self.model.release_savepoint(session.tx, name)
+
+    # Time, and accidents ----------------------------------------------------------------------------------------------
+
+    def advance(self, by: timedelta) -> None:
+        self.note(f"{by} pass")
+        self._pass(by)
+
+    def advance_to_next(self, viewer: Transaction) -> None:
+        """Until just after the next lease of a job has ended, or the next job is due."""
+        model = self.model
+        ends = [model.expires_at(viewer, p.lease) for p in model.places(viewer, "running") if p.lease]
+        due = [p.run_at for p in model.places(viewer, "scheduled") if p.run_at]
+        coming = [at for at in ends + due if at > model.now]
+        if coming:
+            self.advance(min(coming) - model.now)
+
+    def _pass(self, by: timedelta) -> None:
+        self.model.now += by
+        self.database.set_clock(self.model.now)
+
+    def disconnect(self, who: int, *, terminate: bool) -> None:
+        """A session ends in the middle of whatever it does."""
+        self.note(f"session {who} {'is terminated' if terminate else 'ends'}")
+        session = self.sessions[who]
+        pid = session.connection.info.backend_pid
+        if terminate:
+            one(self.database.observer, "SELECT pg_terminate_backend(%s)", pid)
+        session.connection.close()
+        self.database.until_gone(pid)
+        session.connection = self.database.session(who, sync=session.sync)
+        if session.tx:
+            self.model.rollback(session.tx)
+            session.tx = None
+
+    def restart(self, mode: str) -> None:
+        """fast: what was committed is on disk. immediate: a crash, and what was committed last may be gone."""
+        self.note(f"restart, {mode}")
+        self.database.restart(mode)
+        self._connect()
+        self.database.set_clock(self.model.now)
+        candidates = [*(self.lost if mode == "immediate" else []), self.model.crashed()]
+        self.lost.clear()
+        self._adopt(candidates)
+
+    def _adopt(self, candidates: list[Model]) -> None:
+        """Find out which commits have survived; the newest state that fits."""
+        now = self.model.now
+        while True:
+            self.model = candidates.pop()
+            self.model.now = now
+            self.model.nobody_watches()
+            try:
+                self.check(full=True)
+            except AssertionError:
+                if not candidates:
+                    raise
+            else:
+                return
+
+    # Waiting workers --------------------------------------------------------------------------------------------------
+
+    def watch(self, name: str) -> None:
+        self._from_watcher(self.model.watch(name), "watch", name)
+
+    def unwatch(self, name: str) -> None:
+        self._from_watcher(self.model.unwatch(name), "unwatch", name)
+
+    def _from_watcher(self, call: Call, function: str, name: str) -> None:
+        self._pass(TICK)
+        expect = next(call)
+        assert isinstance(expect, Expect)
+        value = self._execute(Session(self.watcher, True), expect, f"SELECT pgq.{function}(%s)", [[name]])
+        self.note(f"watcher: {function}({name!r}) -> {value}")
+        if isinstance(value, Refused):
+            self._check_refusal(expect, value)
+            call.close()
+            return
+        assert not expect.error, f"{function} succeeded, and not with {expect.error}"
+        self.called[function] = self.called.get(function, 0) + 1
+        with_result(call, value[0][0])
+
+    # Looking ----------------------------------------------------------------------------------------------------------
+
+    def check(self, *, full: bool = False) -> None:
+        """What an outsider sees, and with `full` what every session sees of each job."""
+        self._check_views(OUTSIDE, self.database.observer, full=full)
+
+    def check_session(self, who: int, *, full: bool = False) -> None:
+        """What a session sees inside of its own transaction."""
+        session = self.sessions[who]
+        if session.tx is not None and session.tx.snapshot is None:
+            self._check_views(session.tx, session.connection, full=full)
+
+    def _check_views(self, viewer: Transaction, connection: Connection, *, full: bool) -> None:
+        """Unless it would have to wait for a transaction that has truncated a segment, or dropped old archives."""
+        if self.model.held_up(viewer, "truncated"):
+            return
+        check_stats(self.model, viewer, self._stats(connection))
+        if full and not self.model.held_up(viewer, "ring"):
+            self._check_statuses(viewer, connection)
+
+    def _stats(self, connection: Connection) -> list[Stat]:
+        self.called["stats"] = self.called.get("stats", 0) + 1
+        with connection.cursor(row_factory=class_row(Stat)) as cursor:
+            return cursor.execute("SELECT * FROM pgq.stats()").fetchall()
+
+    def _statuses(self, connection: Connection, ids: Sequence[int]) -> dict[int, State]:
+        self.called["job_status"] = self.called.get("job_status", 0) + 1
+        with connection.cursor(row_factory=class_row(State)) as cursor:
+            query = "SELECT s.* FROM unnest(%s::bigint[]) i, pgq.job_status(i) s"
+            states = cursor.execute(query, [list(ids)]).fetchall()
+        assert len({state.id for state in states}) == len(states), f"a job in two places: {states}"
+        return {state.id: state for state in states}
+
+    def _check_statuses(self, viewer: Transaction, connection: Connection) -> None:
+        ids = [*self.model.jobs, max(self.model.jobs, default=0) + 1]
+        found = self._statuses(connection, ids)
+        for id in ids:
+            check_status(self.model, viewer, id, found.get(id))
+
+    def doctor(self, who: int) -> None:
+        session = self.sessions[who]
+        viewer = session.tx or OUTSIDE
+        if self.model.held_up(viewer, "truncated") or viewer.snapshot is not None:
+            return
+        self.called["doctor"] = self.called.get("doctor", 0) + 1
+        check_doctor(self.model, viewer, session.connection.execute("SELECT * FROM pgq.doctor()").fetchall())
+
+    def refuses(self, who: int, query: str, values: Sequence[Any], sqlstate: str) -> None:
+        """A call that is wrong in itself changes nothing."""
+        value = self._execute(self.sessions[who], Expect(error=sqlstate), query, values)
+        self.note(f"session {who}: {query} -> {value}")
+        assert isinstance(value, Refused), f"{query} returned {value}"
+        assert value.sqlstate == sqlstate, value
+
+    # The end ----------------------------------------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """End all transactions, work everything off, retire every segment, and compare what is left: the archive."""
+        self.note("the end")
+        for who, session in enumerate(self.sessions):
+            if session.tx and who % 2:
+                self.rollback(who)
+            elif session.tx:
+                self.commit(who)
+        for name in list(self.model.prepared):
+            self.finish_prepared(name, commit=True)
+        self.check(full=True)
+        self.doctor(0)
+        self._drain()
+        self._retire()
+        self.check(full=True)
+        with self.database.observer.cursor(row_factory=class_row(Archived)) as cursor:
+            check_archive(self.model, cursor.execute("SELECT * FROM pgq.archive ORDER BY id, finished_at").fetchall())
+        check_dead(self.model, self._dead_letters())
+
+    def _names(self) -> list[str]:
+        return sorted(name for name in self.names if self.model.queue(OUTSIDE, name))
+
+    def _drain(self) -> None:
+        """Until nothing waits and nothing runs; each job comes once."""
+        for name in self._names():
+            self.resume(0, name)
+        for _ in range(10):
+            self.advance(timedelta(hours=3))
+            self.maintain(0)
+            for name in self._names():
+                self.ack_many(0, [(job.id, job.lease) for job in self.claim(0, name, 1000)])
+            if not self._unfinished():
+                return
+        raise AssertionError(f"still there: {self._unfinished()}")
+
+    def _unfinished(self) -> list[Place]:
+        return [p for state in ("scheduled", "ready", "running") for p in self.model.places(OUTSIDE, state)]
+
+    def _retire(self) -> None:
+        for _ in range(60):
+            self.rotate(0)
+            if not self.database.unfinished_segments():
+                return
+        raise AssertionError(f"segments {self.database.unfinished_segments()} are never retired")
+
+    def _dead_letters(self) -> list[DeadLetter]:
+        rows = self.database.observer.execute(
+            """
+            SELECT d.id, d.attempt, d.died_at, d.error, h.attempt, h.at, h.error, h.worker
+            FROM pgq.dead d, jsonb_to_recordset(d.history) h (attempt int, at timestamptz, error text, worker text)
+            ORDER BY d.id, h.at
+            """
+        ).fetchall()
+        letters = {id: DeadLetter(id, attempt, at, error, []) for id, attempt, at, error, *_ in rows}
+        for id, _, _, _, *failure in rows:
+            letters[id].history.append(Failure(*failure))
+        return list(letters.values())
+
+
+def _given(named: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def _adapted(named: dict[str, Any]) -> dict[str, Any]:
+    return {name: Jsonb(value) if name == "headers" else value for name, value in named.items()}
+
+
+def _columns(pairs: Sequence[Pair]) -> tuple[list[int | None], list[int | None]]:
+    return [id for id, _ in pairs], [lease for _, lease in pairs]
+
+
+def _column(rows: list[Any]) -> list[Any]:
+    return [row[0] for row in rows]

@@ -12,6 +12,8 @@ from tests.chaos.session import Session
 # More turns than any healthy ring and any number of retries need. A queue that is broken does not end.
 MOST_TURNS = 200
 
+_ROWS = "SELECT FROM pgq.job UNION ALL SELECT FROM pgq.outcome UNION ALL SELECT FROM pgq.straggler LIMIT 1"
+
 
 def drain(session: Session, queues: Sequence[str], ahead: float, patience: int = MOST_TURNS) -> float:
     """Claim and acknowledge until nothing is left; returns how far the clock is ahead now.
@@ -50,7 +52,7 @@ def retire(session: Session, ahead: float, patience: int = MOST_TURNS) -> None:
     idle = 0
     for _ in range(patience):
         done = session.rotate(seal=True)
-        if not session.connection.execute("SELECT FROM pgq.job UNION ALL SELECT FROM pgq.outcome LIMIT 1").fetchall():
+        if not session.connection.execute(_ROWS).fetchall():
             return
         idle = 0 if done else idle + 1
         if idle == 3:

@@ -50,7 +50,7 @@ def _extended_too_late(index: Index) -> Iterator[Violation]:
                 yield Violation(Kind.FOREIGN_LEASE, f"lease {lease}\n{operation}")
                 continue
             ended = [_ended_by(index, row[0], lease) for row in claims[0].result if row[1] == lease]
-            if max(ended) < operation.began:
+            if max(ended) <= operation.began:
                 yield Violation(Kind.LATE_EXTEND, f"lease {lease}\n{claims[0]}\n{operation}")
         if len(claims) == 1:
             yield from _extension_refused(index, lease, claims[0])

@@ -92,7 +92,7 @@ def _fifo(firsts: list[First]) -> Iterator[Violation]:
     latest = _latest(waiting)
     committed = [first.enqueued_by for first in waiting]
     for two in firsts:
-        n = bisect_left(committed, two.began)
+        n = bisect_right(committed, two.began)
         if n and latest[n - 1].out_began > two.out_ended:
             yield Violation(Kind.ORDER, _story(latest[n - 1], two))
     together: dict[object, list[First]] = defaultdict(list)
@@ -127,7 +127,7 @@ def _priority(index: Index, firsts: list[First]) -> Iterator[Violation]:
         committed = [first.enqueued_by for first in best]
         latest = _latest(best)
         for two in of_one:
-            n = bisect_left(committed, two.out_began)
+            n = bisect_right(committed, two.out_began)
             if n and latest[n - 1].out_began > two.out_ended and not maintenance.touch(two.out_began, two.out_ended):
                 yield Violation(Kind.PRIORITY, _story(latest[n - 1], two))
         best = sorted([*best, *(first for first in of_one if first.untouched)], key=lambda f: f.enqueued_by)

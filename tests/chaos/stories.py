@@ -136,9 +136,10 @@ def a_job_outlives_its_segment(world: World) -> None:
     world.advance(31)
     for _ in range(5):
         maintainer.rotate()
-    worker.extend(one.lease, "2 hours")
-    worker.ack(one.id, one.lease)
-    worker.reject(two.id, two.lease)
+    with refused():
+        worker.extend(one.lease, "2 hours")
+        worker.ack(one.id, one.lease)
+        worker.reject(two.id, two.lease)
 
 
 def a_producer_sleeps_while_its_segment_is_sealed(world: World) -> None:
@@ -207,9 +208,9 @@ def a_queue_is_paused(world: World) -> None:
 
 def jobs_wait_in_line(world: World) -> None:
     producer, worker = world.session("producer"), world.session("worker")
-    for token in "abc":
+    for token in "abcde":
         producer.enqueue("q", {"k": token})
-    for _ in range(3):
+    for _ in range(5):
         for job in worker.claim("q"):
             worker.ack(job.id, job.lease)
 

@@ -113,14 +113,21 @@ class Session:
         return result
 
     def _function(
-        self, name: str, args: Mapping[str, Any], columns: str = "f.v", only: Mapping[str, Any] | None = None
+        self,
+        name: str,
+        args: Mapping[str, Any],
+        columns: str = "f.v",
+        only: Mapping[str, Any] | None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> list[Any]:
-        """Call pgq.<name> with those arguments that are not None; `only` replaces what is sent but not recorded."""
-        given = {key: value for key, value in args.items() if value is not None} | dict(only or {})
-        named = ", ".join(f"{key} => %s" for key in given)
-        alias = "AS v(v)" if columns == "f.v" else ""
+        """Call pgq.<name> with those arguments that are not None. `only` is sent instead, `extra` only recorded."""
         recorded = {key: value for key, value in args.items() if value is not None}
-        return self.call(name, recorded, f"pgq.{name}({named}) {alias}", list(given.values()), columns)
+        sent = recorded | dict(only or {})
+        named = ", ".join(f"{key} => %s" for key in sent)
+        alias = "AS v(v)" if columns == "f.v" else ""
+        return self.call(
+            name, recorded | dict(extra or {}), f"pgq.{name}({named}) {alias}", list(sent.values()), columns
+        )
 
     @contextmanager
     def _lost_or_raised(self, number: int | None) -> Iterator[None]:
@@ -181,10 +188,10 @@ class Session:
         if self._in_transaction:
             self.rollback()
 
-    def set(self, setting: str, value: str) -> None:
-        """Change a setting of the session."""
+    def set(self, setting: str, value: str, local: bool = False) -> None:
+        """Change a setting of the session, or of its transaction."""
         with self._lost_or_raised(None):
-            self.connection.execute("SELECT set_config(%s, %s, false)", [setting, value])
+            self.connection.execute("SELECT set_config(%s, %s, %s)", [setting, value, local])
 
     def close(self) -> None:
         self.connection.close()
@@ -208,8 +215,11 @@ class Session:
         only: dict[str, Any] = {"payloads": [json.dumps(payload) for payload in payloads], **_as_json(args, "headers")}
         return [id for (id,) in self._function("enqueue_many", args, only=only)]
 
-    def claim(self, queue: str, batch: int = 1, **options: Any) -> list[Job]:
-        return [Job(*row) for row in self._function("claim", {"queue": queue, "batch": batch, **options}, _CLAIMED)]
+    def claim(self, queue: str, batch: int = 1, *, durable: bool | None = None, **options: Any) -> list[Job]:
+        """durable: say that synchronous_commit is on; else a crash may undo the claim."""
+        args = {"queue": queue, "batch": batch, **options}
+        rows = self._function("claim", args, _CLAIMED, extra={} if durable is None else {"durable": durable})
+        return [Job(*row) for row in rows]
 
     def ack(self, id: int, lease: int, result: Any = None) -> None:
         args = {"id": id, "lease": lease, "result": result}

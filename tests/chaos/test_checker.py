@@ -756,6 +756,13 @@ def stats_count_what_is_not_there(wrong: bool) -> Script:
     return script
 
 
+@twins(Kind.ERROR)
+def somebody_gets_an_internal_error(wrong: bool) -> Script:
+    script = Script()
+    script.enqueue(1, error="XX000" if wrong else "57014")
+    return script
+
+
 @twins(Kind.CRASH)
 def the_server_crashes_by_itself(wrong: bool) -> Script:
     script = Script()

@@ -8,6 +8,11 @@ from tests.chaos.checks.jobs import signs
 from tests.chaos.index import Index, Job
 from tests.chaos.violations import Kind, Violation
 
+# The lease is lost; out of resources; cancelled, or the server is going down; a lock was not granted in time;
+# serialization, deadlock; what follows an error in the same transaction; a prepared transaction that is not there, in
+# doubt; the NOTIFY queue is full.
+EXPECTED = ("PQ001", "53", "57", "55P03", "40", "25P02", "42704", "54000")
+
 
 def check(index: Index) -> Iterator[Violation]:
     """Yield what is wrong."""
@@ -16,6 +21,9 @@ def check(index: Index) -> Iterator[Violation]:
         yield from _status(index, job)
     for (queue, name), count in index.dump.counts.items():
         yield Violation(Kind.STATUS, f"after the drain stats() says that queue {queue} has {count} {name} jobs")
+    for operation in index.operations:
+        if operation.error is not None and not operation.error.startswith(EXPECTED):
+            yield Violation(Kind.ERROR, str(operation))
     for operation in index.named["crashed_by_itself"]:
         yield Violation(Kind.CRASH, str(operation))
 

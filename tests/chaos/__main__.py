@@ -21,7 +21,7 @@ import click
 
 from tests.chaos.conductor import Result, Round
 from tests.chaos.processes import ROOT
-from tests.chaos.schedule import FAULTS, schedule
+from tests.chaos.schedule import FAULTS, Event, schedule
 from tests.chaos.server import Server
 from tests.chaos.violations import Kind
 
@@ -59,9 +59,12 @@ def main(
         f"seed {seed}, {rounds} rounds of {seconds:g} seconds, PostgreSQL {pg}, faults: {', '.join(sorted(faults))}"
     )
     plans = [schedule(f"{seed} {number}", seconds, faults) for number in range(rounds)]
-    for number, events in enumerate(plans):
-        text = "; ".join(map(str, events))
-        click.echo(textwrap.fill(f"round {number}: {text or 'no faults'}", 120, subsequent_indent="  "))
+    output.mkdir(exist_ok=True)
+    written = "\n".join(_written(number, events) for number, events in enumerate(plans))
+    (output / "chaos-schedule.txt").write_text(written + "\n")
+    click.echo(
+        written if len(plans) == 1 else f"schedule: {sum(map(len, plans))} faults, in {output}/chaos-schedule.txt"
+    )
     history = output / "chaos"
     shutil.rmtree(history, ignore_errors=True)
     home = Path(tempfile.mkdtemp(prefix="pgq-chaos-", dir="/tmp"))
@@ -89,11 +92,15 @@ def main(
         shutil.rmtree(home, ignore_errors=True)
     _report("all", total)
     figures = _figures(seed, minutes, total)
-    output.mkdir(exist_ok=True)
     (output / "chaos.json").write_text(json.dumps(figures, indent=2) + "\n")
     if total.violations:
         click.echo(f"\nThe histories are kept in {history}. Again: --seed {seed} --minutes {minutes:g} --pg {pg}")
         sys.exit(1)
+
+
+def _written(number: int, events: list[Event]) -> str:
+    text = "; ".join(map(str, events)) or "no faults"
+    return textwrap.fill(f"round {number}: {text}", 120, subsequent_indent="  ")
 
 
 _WHY_NOT = {

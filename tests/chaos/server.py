@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import subprocess
 import time
 from pathlib import Path
@@ -75,7 +74,9 @@ class Server:
         if how == "immediate":
             self.cluster.stop("immediate")
         elif how == "postmaster":
-            os.kill(self._postmaster(), signal.SIGKILL)
+            postmaster = psutil.Process(self._postmaster())
+            postmaster.kill()
+            postmaster.wait(30)
         elif how == "everything":
             self.cluster.kill()
         else:
@@ -124,8 +125,14 @@ class Server:
         """Leave no free space."""
         ballast = self._ballast()
         space = os.statvfs(ballast.parent)
+        filled, step = 0, space.f_bavail * space.f_frsize
         with ballast.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, max(space.f_bavail * space.f_frsize, 1))
+            while step >= space.f_frsize:
+                try:
+                    os.posix_fallocate(file.fileno(), filled, step)
+                    filled += step
+                except OSError:  # others take space meanwhile
+                    step //= 2
 
     def empty_disk(self) -> None:
         """Make room again, and see to it that the server is up."""

@@ -87,6 +87,7 @@ class Round:
         self._numbers = itertools.count()
         self._stops: dict[str, float] = {}
         self._disk_full_since: int | None = None
+        self._disk_empty_at = 0.0
         habits = frozenset(faults & HABITS)
         self._parts = {part.name: part for part in CAST}
         self._performers: dict[str, Performer] = {part.name: Actor(part, pace, habits) for part in CAST}
@@ -102,6 +103,7 @@ class Round:
             for performer in self._performers.values():
                 self._start(performer)
             self._conduct(seconds)
+            self._look_for_leaks()
             self._calm_down()
             self._judge()
         except (psycopg.Error, ConnectionLost, TimeoutError):
@@ -140,7 +142,7 @@ class Round:
         began = time.monotonic()
         for event in self._events:
             self._at(began + event.at, lambda event=event: self._do(event))  # type: ignore[misc]
-        while time.monotonic() < began + seconds:
+        while time.monotonic() < began + seconds or (self._agenda and self._agenda[0][0] < began + seconds):
             while self._agenda and self._agenda[0][0] <= time.monotonic():
                 heapq.heappop(self._agenda)[2]()
             for performer in self._performers.values():
@@ -188,8 +190,9 @@ class Round:
         self.result.terminated += count if event.fault == "terminate" else 0
 
     def _crash(self, event: Event) -> None:
-        if self._disk_full_since is not None:
-            return  # it would not come back
+        if self._disk_full_since is not None:  # it would not come back
+            self._at(self._disk_empty_at, lambda: self._do(event))
+            return
         began = time.time_ns() // 1000
         self.server.crash(event.target)
         self._note("crash", began, how=event.target)
@@ -207,7 +210,8 @@ class Round:
             self._disk_full_since = time.time_ns() // 1000
             self.server.fill_disk()
             self.result.faults["disk"] += 1
-            self._at(time.monotonic() + event.seconds, self._empty_disk)
+            self._disk_empty_at = time.monotonic() + event.seconds
+            self._at(self._disk_empty_at, self._empty_disk)
 
     def _empty_disk(self) -> None:
         if self._disk_full_since is None:
@@ -268,6 +272,20 @@ class Round:
                     raise TimeoutError("sessions do not end although they were terminated")
                 time.sleep(0.05)
 
+    def _look_for_leaks(self) -> None:
+        """While everybody is still connected: nobody who has nothing to do may hold a lock in exclusive mode.
+
+        A session was idle all the time that the locks were read if its state has not changed in between.
+        """
+        with contextlib.suppress(psycopg.OperationalError), self.server.connect(self.dbname) as connection:
+            before = connection.execute(_IDLE).fetchall()
+            locks = connection.execute(_LOCKS).fetchall()
+            after = connection.execute(_IDLE).fetchall()
+            idle = {pid: name for pid, name, _ in set(before) & set(after)}
+            for pid, key in locks:
+                if pid in idle:
+                    self._note("leak", session=idle[pid], lock=key)
+
     def _end_nuisances(self) -> None:
         for nuisance in self._nuisances:
             nuisance.stop()
@@ -311,6 +329,12 @@ class Round:
 _OTHERS = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 WHERE backend_type = 'client backend' AND datname = current_database() AND pid <> pg_backend_pid()
+"""
+_IDLE = "SELECT pid, application_name, state_change FROM pg_stat_activity WHERE state = 'idle'"
+_LOCKS = """
+SELECT pid, (classid::bigint << 32) | objid::bigint FROM pg_locks
+WHERE locktype = 'advisory' AND granted AND mode = 'ExclusiveLock' AND pid IS NOT NULL
+    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 """
 _PREPARED = "SELECT gid FROM pg_prepared_xacts WHERE database = current_database() ORDER BY gid"
 

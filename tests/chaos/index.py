@@ -98,7 +98,7 @@ class Index:
     operations: Sequence[Operation]
     jobs: dict[str, Job] = field(default_factory=dict)
     by_id: dict[int, Job] = field(default_factory=dict)
-    strangers: list[tuple[int, Any, str]] = field(default_factory=list)
+    strangers: list[tuple[int, Any, object]] = field(default_factory=list)
     handouts: dict[tuple[int, int], Handout] = field(default_factory=dict)
     leases: dict[int, list[Operation]] = field(default_factory=lambda: defaultdict(list))
     ends: dict[tuple[int, int], list[End]] = field(default_factory=lambda: defaultdict(list))
@@ -153,7 +153,7 @@ class Index:
             job.id = id
         self.by_id.setdefault(id, job)
 
-    def _job(self, id: int, payload: Any, where: str) -> Job | None:
+    def _job(self, id: int, payload: Any, where: object) -> Job | None:
         token = payload.get("k") if isinstance(payload, dict) else None
         job = self.jobs.get(token) if isinstance(token, str) else None
         if job is None:
@@ -173,7 +173,7 @@ class Index:
             for row in rows:
                 handout = Handout.of(row, operation)
                 self.handouts.setdefault((handout.id, handout.lease), handout)
-                if job := self._job(handout.id, handout.payload, str(operation)):
+                if job := self._job(handout.id, handout.payload, operation):
                     job.handouts.append(handout)
             if operation.name == "claim":
                 for lease in {row[1] for row in rows}:
@@ -194,13 +194,13 @@ class Index:
 
     def _add_final(self) -> None:
         for ended in self.dump.archive:
-            if job := self._job(ended.id, ended.payload, f"archive: {ended}"):
+            if job := self._job(ended.id, ended.payload, ended):
                 job.archive.append(ended)
         for dead in self.dump.dead:
-            if job := self._job(dead.id, dead.payload, f"dead letter: {dead}"):
+            if job := self._job(dead.id, dead.payload, dead):
                 job.dead.append(dead)
         for left in self.dump.left:
-            if job := self._job(left.id, left.payload, f"left: {left}"):
+            if job := self._job(left.id, left.payload, left):
                 job.left.append(left)
 
     # Crashes and claims that were not waited for ----------------------------------------------------------------------

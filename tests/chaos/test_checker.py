@@ -763,6 +763,13 @@ def somebody_gets_an_internal_error(wrong: bool) -> Script:
     return script
 
 
+@twins(Kind.LEAK)
+def a_session_keeps_a_lock(wrong: bool) -> Script:
+    script = Script()
+    script.call("conductor", "leak" if wrong else "look", {})
+    return script
+
+
 @twins(Kind.CRASH)
 def the_server_crashes_by_itself(wrong: bool) -> Script:
     script = Script()

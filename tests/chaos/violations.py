@@ -42,6 +42,7 @@ class Kind(Enum):
     CHANGED = "payload, task, headers or settings of a job have changed"
     PAUSED = "a paused queue handed out jobs"
     STATUS = "job_status or stats contradict the records"
+    LEAK = "a session that does nothing holds a lock"
     ERROR = "a client got an error that nobody should see"
     CRASH = "the server crashed by itself"
 

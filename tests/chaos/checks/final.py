@@ -24,6 +24,8 @@ def check(index: Index) -> Iterator[Violation]:
     for operation in index.operations:
         if operation.error is not None and not operation.error.startswith(EXPECTED):
             yield Violation(Kind.ERROR, str(operation))
+    for operation in index.named["leak"]:
+        yield Violation(Kind.LEAK, str(operation))
     for operation in index.named["crashed_by_itself"]:
         yield Violation(Kind.CRASH, str(operation))
 

@@ -11,7 +11,7 @@ from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, groupby
+from itertools import accumulate, groupby, pairwise
 
 from tests.chaos.history import NEVER, Effect, Operation
 from tests.chaos.index import Index, Job
@@ -62,12 +62,11 @@ def _ordered(index: Index, queue: str, claims: Sequence[Operation]) -> bool:
     """Whether a queue has one shard, and one consumer at a time."""
     if str(index.settings.get(queue, {}).get("shards")) != "1" or queue in index.unrecorded or index.redriven[queue]:
         return False
-    last = 0
-    for claim in sorted(claims, key=lambda c: c.began):
-        if claim.began < last:
-            return False
-        last = claim.done_by
-    return True
+    spans: dict[str, tuple[int, int]] = {}
+    for claim in claims:
+        began, ended = spans.get(claim.client, (NEVER, 0))
+        spans[claim.client] = (min(began, claim.began), max(ended, claim.done_by))
+    return all(one[1] <= two[0] for one, two in pairwise(sorted(spans.values())))
 
 
 def _latest(firsts: Sequence[First]) -> list[First]:
@@ -91,9 +90,11 @@ def _fifo(firsts: list[First]) -> Iterator[Violation]:
     waiting = [first for first in firsts if first.untouched]
     latest = _latest(waiting)
     committed = [first.enqueued_by for first in waiting]
+    told: set[int | None] = set()  # one story for each who was overtaken is enough
     for two in firsts:
         n = bisect_right(committed, two.began)
-        if n and latest[n - 1].out_began > two.out_ended:
+        if n and latest[n - 1].out_began > two.out_ended and latest[n - 1].job.id not in told:
+            told.add(latest[n - 1].job.id)
             yield Violation(Kind.ORDER, _story(latest[n - 1], two))
     together: dict[object, list[First]] = defaultdict(list)
     for first in firsts:
@@ -126,9 +127,13 @@ def _priority(index: Index, firsts: list[First]) -> Iterator[Violation]:
     for priority, of_one in sorted(by_priority.items()):
         committed = [first.enqueued_by for first in best]
         latest = _latest(best)
+        told: set[int | None] = set()
         for two in of_one:
             n = bisect_right(committed, two.out_began)
-            if n and latest[n - 1].out_began > two.out_ended and not maintenance.touch(two.out_began, two.out_ended):
+            if not n or latest[n - 1].out_began <= two.out_ended or latest[n - 1].job.id in told:
+                continue
+            if not maintenance.touch(two.out_began, two.out_ended):
+                told.add(latest[n - 1].job.id)
                 yield Violation(Kind.PRIORITY, _story(latest[n - 1], two))
         best = sorted([*best, *(first for first in of_one if first.untouched)], key=lambda f: f.enqueued_by)
         assert all(first.priority <= priority for first in best)

@@ -135,6 +135,7 @@ class Client:
                 raise
             for session in self._sessions:
                 session.abandon()
+            self.pause(0.05)
 
     def _hurry(self) -> None:
         """Now and then, give the server very little time for some steps."""

@@ -23,7 +23,7 @@ SOURCES    = python/src tests examples
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build venv lint format test test-matrix chaos bench load demo demo-stop install uninstall clean
+.PHONY: help build venv lint format test test-matrix chaos chaos-long bench load demo demo-stop install uninstall clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -98,8 +98,12 @@ test-matrix: build venv ## the suite on 14, 15 and 17 too (fetches their binarie
 	@set -e; for pg in $(MATRIX); do echo "== PostgreSQL $$pg"; \
 	  bin=$$($(BIN)/python -m tests.fetch_postgres $$pg); $(PYTEST) --pg="$$bin" $(ARGS) tests; done
 
-chaos: build venv ## the crash and race tests, long form
-	$(BIN)/python -m pytest --pg=$(lastword $(PG)) --long $(ARGS) tests/chaos
+chaos: build venv ## the queue under fire for MINUTES=5 (SEED=… again, ARGS='--faults kill,crash'); writes build/chaos.json
+	$(BIN)/python -m tests.chaos --pg=$(lastword $(PG)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+chaos-long: MINUTES ?= 60
+chaos-long: ARGS ?= --pace 0.3
+chaos-long: chaos ## the same by the hour, and harder
 
 bench: build venv ## measure against a bare INSERT and a conventional queue; writes build/bench.json
 	$(BIN)/python -m tests.bench $(ARGS)

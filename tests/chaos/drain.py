@@ -54,7 +54,7 @@ def retire(session: Session, ahead: float, patience: int = MOST_TURNS) -> None:
         done = session.rotate(seal=True)
         if not session.connection.execute(_ROWS).fetchall():
             return
-        idle = 0 if done else idle + 1
+        idle = 0 if done.keys() - {"more"} else idle + 1
         if idle == 3:
             ahead += 120  # let what waits in a segment be carried, and what runs become a straggler
             session.set_clock(ahead)

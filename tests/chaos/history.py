@@ -209,8 +209,8 @@ def _decide(client: str, operations: list[Operation], prepared: dict[str, list[T
         name = operation.name
         if name in ("begin", "session"):
             # Whatever was open has not been committed; a new session means that the old one is lost.
-            transaction = Transaction(client, operation.began) if name == "begin" else None
-            savepoints = []
+            opened = name == "begin" and _effect(operation) is not Effect.NO
+            transaction, savepoints = (Transaction(client, operation.began) if opened else None), []
         elif transaction is None:
             operation.effect = _effect(operation)
         elif name == "savepoint":

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import psycopg
+from psycopg.pq import TransactionStatus
 
 from tests.chaos.history import Recorder
 
@@ -185,8 +186,9 @@ class Session:
 
     def abandon(self) -> None:
         """Roll back after an error, if a transaction is open."""
-        if self._in_transaction:
+        if self.connection.info.transaction_status != TransactionStatus.IDLE:
             self.rollback()
+        self._in_transaction = False
 
     def set(self, setting: str, value: str, local: bool = False) -> None:
         """Change a setting of the session, or of its transaction."""

@@ -77,6 +77,14 @@ def test_a_prepared_transaction_is_ended_by_anybody(ends: list[tuple[str, bool]]
     assert enqueue.effect is effect
 
 
+def test_a_transaction_that_could_not_begin_is_none() -> None:
+    script = Script()
+    script.command("producer", "begin", error="57014")
+    script.enqueue(1)
+    (enqueue,) = (o for o in combine(script.clients) if o.name == "enqueue")
+    assert enqueue.effect is Effect.YES
+
+
 def test_a_session_that_began_alone_ends_what_was_in_doubt() -> None:
     script = Script()
     script.claim(1, client="fifo-1.1", lost=True)

@@ -6,10 +6,13 @@ On an engine in order nothing is wrong with any of them; each is fatal to some e
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 from tests.chaos.world import World, refused
 
 Story = Callable[[World], None]
+# Enough for whatever is done to a batch as a whole.
+MANY = 40
 
 
 def an_ack_under_the_lease_of_another_job(world: World) -> None:
@@ -154,6 +157,71 @@ def a_producer_sleeps_while_its_segment_is_sealed(world: World) -> None:
     producer.commit()
 
 
+def a_batch_ends_in_parts(world: World) -> None:
+    producer, worker, zombie = world.session("producer"), world.session("worker"), world.session("zombie")
+    producer.enqueue_many("q", [{"k": f"{n}"} for n in range(MANY)])
+    jobs = worker.claim("q", MANY)
+    ids, leases = [job.id for job in jobs], [job.lease for job in jobs]
+    worker.ack(ids[3], leases[3], {"by": "one"})
+    worker.reject_many(ids[5:8], leases[5:8])
+    worker.release(ids[10:12], leases[10:12])
+    for session in (worker, zombie):
+        session.ack_many(ids, leases, [{"of": id} for id in ids])
+    for settle in (zombie.ack, zombie.reject):
+        with refused():
+            settle(ids[0], leases[0])
+    zombie.release(ids, leases)
+    with refused():
+        zombie.extend(leases[0])
+
+
+def a_batch_ends_as_a_whole_and_is_settled_again(world: World) -> None:
+    producer, worker, zombie = world.session("producer"), world.session("worker"), world.session("zombie")
+    producer.enqueue_many("q", [{"k": f"{n}"} for n in range(MANY)])
+    jobs = worker.claim("q", MANY)
+    ids, leases = [job.id for job in jobs], [job.lease for job in jobs]
+    worker.ack_many(ids, leases, [{"of": id} for id in ids])
+    zombie.ack_many(ids, leases, [{"by": "a zombie"} for _ in ids])
+    zombie.ack_many(ids[:2], leases[:2])
+    zombie.reject_many(ids, leases)
+    for settle in (zombie.ack, zombie.reject):
+        with refused():
+            settle(ids[-1], leases[-1])
+    world.advance(120)
+    zombie.reap()
+    zombie.claim("q", MANY)
+
+
+def a_batch_ends_while_one_of_its_jobs_does(world: World) -> None:
+    producer, one, batch = world.session("producer"), world.session("one"), world.session("batch")
+    producer.enqueue_many("q", [{"k": f"{n}"} for n in range(2 * MANY)])
+    for commits in (True, False):
+        jobs = batch.claim("q", MANY)
+        ids, leases = [job.id for job in jobs], [job.lease for job in jobs]
+        one.begin()
+        one.reject(ids[1], leases[1])
+        with ThreadPoolExecutor(1) as background:
+            acked = background.submit(batch.ack_many, ids, leases)
+            world.await_lock(batch, acked)
+            (one.commit if commits else one.rollback)()
+            acked.result(60)
+
+
+def a_job_ends_while_its_batch_does(world: World) -> None:
+    producer, one, batch = world.session("producer"), world.session("one"), world.session("batch")
+    producer.enqueue_many("q", [{"k": f"{n}"} for n in range(2 * MANY)])
+    for commits in (True, False):
+        jobs = batch.claim("q", MANY)
+        ids, leases = [job.id for job in jobs], [job.lease for job in jobs]
+        batch.begin()
+        batch.ack_many(ids, leases)
+        with ThreadPoolExecutor(1) as background:
+            acked = background.submit(one.ack_many, ids[1:3], leases[1:3])
+            world.await_lock(one, acked)
+            (batch.commit if commits else batch.rollback)()
+            acked.result(60)
+
+
 def jobs_are_done(world: World) -> None:
     producer, worker = world.session("producer"), world.session("worker")
     for token in "abcd":
@@ -237,6 +305,10 @@ STORIES: tuple[Story, ...] = (
     jobs_are_carried_to_the_next_segment,
     a_job_outlives_its_segment,
     a_producer_sleeps_while_its_segment_is_sealed,
+    a_batch_ends_in_parts,
+    a_batch_ends_as_a_whole_and_is_settled_again,
+    a_batch_ends_while_one_of_its_jobs_does,
+    a_job_ends_while_its_batch_does,
     jobs_are_done,
     a_job_fails,
     a_job_fails_for_good,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,15 @@ class World:
         self.conductor.set_clock(self._ahead)
         self.conductor.look()
 
+    def await_lock(self, session: Session, call: Future[Any]) -> None:
+        """Wait until a session waits for a lock, or its call has returned after all."""
+        query = "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = %s"
+        while not call.done():
+            ((waits,),) = self.conductor.connection.execute(query, [session.connection.info.backend_pid]).fetchall()
+            if waits:
+                return
+            time.sleep(0.002)
+
     def finish(self) -> list[Violation]:
         """Work off what is left, and check."""
         for session in self._sessions[1:]:
@@ -53,7 +64,7 @@ class World:
         ahead = drain(self.conductor, ["q"], self._ahead, PATIENCE)
         retire(self.conductor, ahead, PATIENCE)
         operations = load(self.folder)
-        ids = [id for o in operations if o.name == "enqueue" and o.ok for id in o.result]
+        ids = [id for o in operations if o.name in ("enqueue", "enqueue_many") and o.ok for id in o.result]
         return check(operations, dump.read(self.conductor.connection, ids))
 
     def close(self) -> None:

@@ -18,7 +18,8 @@ from psycopg.conninfo import make_conninfo
 
 from tests.chaos import background, dump
 from tests.chaos.checker import check
-from tests.chaos.clients.cast import CAST, QUEUES, REAL_WORKERS, SETTINGS
+from tests.chaos.clients.cast import CAST, REAL_WORKERS
+from tests.chaos.clients.queues import QUEUES, SETTINGS
 from tests.chaos.drain import drain, retire
 from tests.chaos.history import Effect, Operation, Recorder, load
 from tests.chaos.install import ROLE, install
@@ -303,6 +304,8 @@ class Round:
         if (unexpected := self.server.recoveries() - self.server.expected) > 0:
             self.server.expected += unexpected
             self._note("crashed_by_itself", times=unexpected)
+        for queue, own in QUEUES.items():  # one may have been dropped
+            session.create_queue(queue, **{**SETTINGS, **own}, if_not_exists=True)
         ahead = drain(session, list(QUEUES), self._ahead)
         retire(session, ahead)
         history = load(self.folder)

@@ -107,7 +107,10 @@ class Index:
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     unrecorded: set[str] = field(default_factory=set)
     """Queues that real workers claim from, who do not write down what they do."""
+    dropped: dict[str, list[Operation]] = field(default_factory=lambda: defaultdict(list))
+    """When queues were, or may have been, dropped: what had been in them is gone, the records as well."""
     purged: set[str] = field(default_factory=set)
+    """Queues whose jobs may be gone."""
     redriven: Counter[str] = field(default_factory=Counter)
     _flushed: list[int] = field(default_factory=list)
 
@@ -131,6 +134,10 @@ class Index:
             self.settings.setdefault(operation.args["queue"], dict(operation.args))
         self.unrecorded = {operation.args["queue"] for operation in self.named["unrecorded"]}
         self.purged = {o.args["queue"] for o in self.named["purge"] if o.effect is not Effect.NO}
+        for operation in self.named["drop_queue"]:
+            if operation.effect is not Effect.NO:
+                self.dropped[operation.args["queue"]].append(operation)
+                self.purged.add(operation.args["queue"])
         for operation in self.named["redrive"]:
             if operation.effect is not Effect.NO:
                 self.redriven[operation.args["queue"]] += 1

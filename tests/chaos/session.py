@@ -203,6 +203,9 @@ class Session:
     def create_queue(self, queue: str, **settings: Any) -> None:
         self._function("create_queue", {"queue": queue, **settings})
 
+    def drop_queue(self, queue: str, force: bool | None = None) -> None:
+        self._function("drop_queue", {"queue": queue, "force": force})
+
     def alter_queue(self, queue: str, **settings: Any) -> None:
         self._function("alter_queue", {"queue": queue, **settings})
 

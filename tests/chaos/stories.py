@@ -157,6 +157,21 @@ def a_producer_sleeps_while_its_segment_is_sealed(world: World) -> None:
     producer.commit()
 
 
+def a_rotation_is_rolled_back(world: World) -> None:
+    producer, worker, maintainer = world.session("producer"), world.session("worker"), world.session("maintainer")
+    for token in "ab":
+        producer.enqueue("q", {"k": token})
+    maintainer.begin()
+    maintainer.claim("q", 2)
+    for _ in range(4):
+        maintainer.rotate()
+    maintainer.rollback()
+    producer.enqueue("q", {"k": "c"})
+    for _ in range(3):
+        for job in worker.claim("q"):
+            worker.ack(job.id, job.lease)
+
+
 def a_batch_ends_in_parts(world: World) -> None:
     producer, worker, zombie = world.session("producer"), world.session("worker"), world.session("zombie")
     producer.enqueue_many("q", [{"k": f"{n}"} for n in range(MANY)])
@@ -305,6 +320,7 @@ STORIES: tuple[Story, ...] = (
     jobs_are_carried_to_the_next_segment,
     a_job_outlives_its_segment,
     a_producer_sleeps_while_its_segment_is_sealed,
+    a_rotation_is_rolled_back,
     a_batch_ends_in_parts,
     a_batch_ends_as_a_whole_and_is_settled_again,
     a_batch_ends_while_one_of_its_jobs_does,

@@ -281,6 +281,21 @@ def a_finished_job_is_handed_out_again(wrong: bool) -> Script:
     return script
 
 
+@twins(Kind.AFTER_DROP)
+def a_job_outlives_its_queue(wrong: bool) -> Script:
+    script = Script()
+    script.enqueue(1)
+    script.call("producer", "look", {})
+    if not wrong:
+        script.done(1)
+        script.archive.clear()
+    script.call("admin", "drop_queue", {"queue": "q"})
+    script.call("admin", "create_queue", {"queue": "q"})
+    if wrong:
+        script.done(1)
+    return script
+
+
 @twins(Kind.LEASE_TWICE)
 def a_lease_is_given_out_twice(wrong: bool) -> Script:
     script = Script()

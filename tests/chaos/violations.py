@@ -19,6 +19,7 @@ class Kind(Enum):
     DONE_TWICE = "a job was done twice"
     TWO_LEASES = "a job was handed out while another lease on it was live"
     AGAIN_AFTER_END = "a job was handed out after it had ended for good"
+    AFTER_DROP = "a job was handed out after its queue was dropped"
     LEASE_TWICE = "one lease id was given out twice"
     FOREIGN_LEASE = "something was settled or extended under a lease that does not hold it"
     SETTLED_TWICE = "one attempt was settled twice"

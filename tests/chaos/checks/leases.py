@@ -19,6 +19,8 @@ def check(index: Index) -> Iterator[Violation]:
         if job.queue not in index.unrecorded:
             for one, two in pairwise(job.handouts):
                 yield from _one_after_the_other(index, job, one, two)
+        for drop in index.dropped.get(job.queue, ()):
+            yield from _after_the_drop(job, drop)
     yield from _extended_too_late(index)
 
 
@@ -38,6 +40,15 @@ def _one_after_the_other(index: Index, job: Job, one: Handout, two: Handout) -> 
         story = f"{job}: lease {one.lease} was good until {expiry}, and pgq._now() was {latest} at most\n{one.by}"
         story += "".join(f"\n{operation}" for operation, _ in index.extensions.get(one.lease, ()))
         yield Violation(Kind.TWO_LEASES, f"{story}\n{two.by}")
+
+
+def _after_the_drop(job: Job, drop: Operation) -> Iterator[Violation]:
+    """What was in a queue is gone with it, even if there is a new one of its name."""
+    if drop.effect is not Effect.YES or job.by.effect is not Effect.YES or job.by.done_by > drop.began:
+        return
+    for handout in job.handouts:
+        if handout.by.began >= drop.done_by:
+            yield Violation(Kind.AFTER_DROP, f"{job}\n{job.by}\n{drop}\n{handout.by}")
 
 
 def _extended_too_late(index: Index) -> Iterator[Violation]:

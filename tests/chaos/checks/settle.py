@@ -25,7 +25,7 @@ def check(index: Index) -> Iterator[Violation]:
     following = _following(index)
     for pair, ends in index.ends.items():
         job = index.by_id.get(pair[0])
-        if job is not None and job.queue in index.unrecorded:
+        if job is not None and (job.queue in index.unrecorded or job.queue in index.dropped):
             continue
         yield from _settled(index, pair, ends, following.get(pair), archive.get(pair, []))
     yield from _effects(index, archive)
@@ -124,5 +124,5 @@ def _effects(index: Index, archive: dict[tuple[int, int], list[Ended]]) -> Itera
             yield Violation(Kind.EFFECT, f"job {pair[0]}, lease {pair[1]}: it has had its effect, but is not done")
     for operation in index.named["effect"]:
         pair = (operation.args["id"], operation.args["lease"])
-        if operation.effect is Effect.YES and pair not in written:
+        if operation.effect is Effect.YES and pair not in written:  # that table is not the queue's
             yield Violation(Kind.EFFECT, f"job {pair[0]} is done, but has had no effect\n{operation}")

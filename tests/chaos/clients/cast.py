@@ -50,15 +50,6 @@ CAST = (
 REAL_WORKERS = ("real-1", "real-2")
 """Processes of pgq-worker."""
 
-QUEUES: dict[str, dict[str, object]] = {
-    "main": {"shards": 4, "max_attempts": 4},
-    "twophase": {"shards": 2, "max_attempts": 4, "notify": False},
-    "fifo": {"shards": 1, "max_attempts": 6},
-    "real": {"shards": 2, "max_attempts": 5},
-    "scratch": {"shards": 2, "max_attempts": 3},
-}
-SETTINGS: dict[str, object] = {"lease": "2 seconds", "backoff": "200 ms", "backoff_max": "2 seconds"}
-
 
 def play(name: str, assignment: Assignment, orders: Connection) -> None:
     """The main function of a client's process."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from tests.chaos.clients.base import Client
+from tests.chaos.clients.queues import QUEUES, SETTINGS
 from tests.chaos.session import Boundary, Session
 
 WITH_TRANSACTIONS: tuple[Boundary, ...] = ("invoked", "answered", "open", "committed")
@@ -18,13 +19,16 @@ class Admin(Client):
     def connect(self) -> None:
         self._session: Session = self.session()
         self._count = getattr(self, "_count", 0)
-        self._session.resume("main")  # the one before may have died in between
+        # The one before may have died in between.
+        self._session.resume("main")
+        self._session.create_queue("passing", **{**SETTINGS, **QUEUES["passing"]}, if_not_exists=True)
 
     def step(self) -> None:
         self.choose(
             (3, self._pause),
             (3, lambda: self._session.redrive(self.dice.choice(["main", "twophase"]))),
             (4, self._purge),
+            (2, self._drop),
             (2, lambda: self._session.alter_queue("main", shards=self.dice.choice([1, 2, 4, 8]))),
             (3, self._look),
         )
@@ -44,6 +48,14 @@ class Admin(Client):
         if self.dice.random() < 0.3:
             self._session.claim("scratch", 1)
         self._session.purge("scratch")
+
+    def _drop(self) -> None:
+        """Drop a queue into which others enqueue, and make it anew."""
+        for job in self._session.claim("passing", self.dice.choice([1, 5])):
+            if self.dice.random() < 0.5:
+                self._session.ack(job.id, job.lease)
+        self._session.drop_queue("passing", force=True)
+        self._session.create_queue("passing", **{**SETTINGS, **QUEUES["passing"]}, if_not_exists=True)
 
     def _look(self) -> None:
         function = self.dice.choice(["pgq.stats()", "pgq.doctor()", f"pgq.job_status({self.dice.randint(1, 5000)})"])

@@ -42,7 +42,7 @@ class Producer(Client):
 
     def _where(self) -> tuple[str, dict[str, Any]]:
         """A queue, and options that suit it."""
-        queue = self.dice.choices(["main", "twophase", "fifo", "real"], [5, 2, 2, 2])[0]
+        queue = self.dice.choices(["main", "twophase", "fifo", "real", "passing"], [20, 8, 8, 8, 1])[0]
         if queue == "real":
             return queue, {"task": "work"}
         options: dict[str, Any] = {"priority": self.dice.choice(PRIORITIES)}

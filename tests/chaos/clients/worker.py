@@ -19,12 +19,19 @@ class Worker(Client):
     def connect(self) -> None:
         self._claimer: Session = self.session(synchronous_commit="off")
         self._settler: Session = self.session()
+        self._count = getattr(self, "_count", 0)
         self._old: deque[Job] = getattr(self, "_old", deque(maxlen=50))
 
     def step(self) -> None:
         if self._old and self.dice.random() < 0.1:
             self._haunt(self.dice.choice(self._old))
-        jobs = self.choose((70, self._claim), (10, self._claim_durably), (20, self._claim_in_transaction))
+        jobs = self.choose(
+            (65, self._claim),
+            (10, self._claim_durably),
+            (15, self._claim_in_transaction),
+            (5, self._claim_between_savepoints),
+            (5, self._pass_on),
+        )
         if not jobs:
             self.pause(0.05)
             return
@@ -67,6 +74,32 @@ class Worker(Client):
             return []
         self._claimer.commit()
         return jobs
+
+    def _claim_between_savepoints(self) -> list[Job]:
+        queue, batch, options = self._wanted()
+        self._claimer.begin()
+        kept = self._claimer.claim(queue, batch, **options)
+        self._claimer.savepoint("s")
+        for job in self._claimer.claim(queue, batch, **options)[:3]:
+            self._claimer.ack(job.id, job.lease)
+        self._claimer.rollback_to("s")
+        kept += self._claimer.claim(queue, batch, **options)
+        self._claimer.commit()
+        return kept
+
+    def _pass_on(self) -> list[Job]:
+        """Take a job, do it, and enqueue another one, all in one transaction; nothing of it may be taken meanwhile."""
+        queue, batch, options = self._wanted()
+        self._count += 1
+        self._settler.begin()
+        self._settler.enqueue(queue, {"k": f"{self.me.client}-{self._count}"})
+        jobs = self._settler.claim(queue, batch, durable=True, **options)
+        done, kept = jobs[: len(jobs) // 2], jobs[len(jobs) // 2 :]
+        for job in done[:5]:
+            self._settler.effect(job.id, job.lease)
+            self._settler.ack(job.id, job.lease, {"of": job.id})
+        self._settler.commit()
+        return kept + done[5:]
 
     # Settle -----------------------------------------------------------------------------------------------------------
 
@@ -160,4 +193,10 @@ class InLine(Worker):
         return self._claim()
 
     def _claim_in_transaction(self) -> list[Job]:
+        return self._claim()
+
+    def _claim_between_savepoints(self) -> list[Job]:
+        return self._claim()
+
+    def _pass_on(self) -> list[Job]:
         return self._claim()

@@ -230,7 +230,7 @@ class Round:
         self._ahead = float(event.target)
         session = self._session()
         session.set_clock(self._ahead)
-        session.look()
+        session.tick()  # and nothing that a stopped client may have locked
         session.close()
         self.result.faults["clock"] += 1
 

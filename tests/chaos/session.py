@@ -293,8 +293,12 @@ class Session:
         return dict(done)
 
     def look(self) -> None:
-        """Read the time, and the functions that only read."""
+        """Read the time, and what the queues hold."""
         self.call("look", {}, "(SELECT count(*) FROM pgq.stats()) f", [], "f.count")
+
+    def tick(self) -> None:
+        """Read the time."""
+        self.call("tick", {}, "(SELECT) f", [], "1")
 
     def quiet(self) -> None:
         """Say that no other session is left. Make sure of it first."""

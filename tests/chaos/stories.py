@@ -37,6 +37,13 @@ def a_batch_under_the_lease_of_another_job(world: World) -> None:
     worker.release([one.id], [two.lease])
 
 
+def a_batch_under_the_lease_of_another_batch(world: World) -> None:
+    producer, worker = world.session("producer"), world.session("worker")
+    producer.enqueue_many("q", [{"k": f"{n}"} for n in range(2 * MANY)])
+    one, two = worker.claim("q", MANY), worker.claim("q", MANY)
+    worker.ack_many([job.id for job in two], [job.lease for job in one])
+
+
 def two_claimers_at_once(world: World) -> None:
     producer, slow, quick = world.session("producer"), world.session("slow"), world.session("quick")
     producer.enqueue("q", {"k": "a"})
@@ -310,6 +317,7 @@ def jobs_have_priorities(world: World) -> None:
 STORIES: tuple[Story, ...] = (
     an_ack_under_the_lease_of_another_job,
     a_batch_under_the_lease_of_another_job,
+    a_batch_under_the_lease_of_another_batch,
     two_claimers_at_once,
     a_producer_commits_late,
     a_late_transaction_is_handed_out_in_parts,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -15,6 +16,10 @@ import psycopg
 from pgqueue.embedded import EmbeddedError, _server_user
 from tests.cluster import Cluster, find_binaries
 
+_SOME_BACKEND = """
+SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()
+ORDER BY backend_start LIMIT 1
+"""
 DISK_SIZE = "2g"
 RECOVERY = b"automatic recovery in progress"
 
@@ -70,6 +75,9 @@ class Server:
 
     def crash(self, how: str) -> None:
         """Crash it in one of the ways of schedule.CRASHES, and start it again."""
+        if how == "backend":
+            self._kill_backend()
+            return
         self.expected += 1
         if how == "immediate":
             self.cluster.stop("immediate")
@@ -77,20 +85,23 @@ class Server:
             postmaster = psutil.Process(self._postmaster())
             postmaster.kill()
             postmaster.wait(30)
-        elif how == "everything":
-            self.cluster.kill()
         else:
-            before = self.recoveries()
-            victims = psutil.Process(self._postmaster()).children()
-            backends = [victim for victim in victims if "idle" in " ".join(victim.cmdline())] or victims
-            with contextlib.suppress(psutil.NoSuchProcess):
-                backends[0].kill()
-            deadline = time.monotonic() + 60
-            while self.recoveries() == before and time.monotonic() < deadline:
-                time.sleep(0.05)
-            self.await_connection()
-            return
+            self.cluster.kill()
         self.start()
+
+    def _kill_backend(self) -> None:
+        """The server takes down all others with it, and recovers by itself."""
+        before = self.recoveries()
+        with self.connect() as connection:
+            victims = connection.execute(_SOME_BACKEND).fetchall()
+        for (pid,) in victims:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+                self.expected += 1
+                deadline = time.monotonic() + 60
+                while self.recoveries() == before and time.monotonic() < deadline:
+                    time.sleep(0.05)
+        self.await_connection()
 
     def await_connection(self) -> None:
         """Wait until it accepts connections; start it if it has given up."""

@@ -157,6 +157,11 @@ class Session:
         self._in_transaction = False
         self._command("rollback", {}, "ROLLBACK")
 
+    def assign_xid(self) -> None:
+        """Give the transaction its id, which is else done when it writes for the first time."""
+        with self._lost_or_raised(None):
+            self.connection.execute("SELECT pg_current_xact_id()")
+
     def savepoint(self, name: str) -> None:
         self._command("savepoint", {"name": name}, f"SAVEPOINT {name}")
 

@@ -135,6 +135,25 @@ def jobs_are_carried_to_the_next_segment(world: World) -> None:
         maintainer.ack(job.id, job.lease)
 
 
+def the_second_to_carry_jobs_forward_began_first(world: World) -> None:
+    producer, one, two = world.session("producer"), world.session("one"), world.session("two")
+    producer.enqueue("q", {"k": "a"})
+    one.rotate()
+    one.rotate(seal=False)
+    world.advance(61)
+    producer.enqueue("q", {"k": "b"})
+    two.begin()
+    two.assign_xid()  # as promote and reap do in pgq.maintain, before it comes to the ring
+    one.rotate()
+    one.rotate(seal=False)
+    world.advance(61)
+    two.rotate(seal=False)
+    two.commit()
+    for _ in range(2):
+        for job in one.claim("q"):
+            one.ack(job.id, job.lease)
+
+
 def a_job_outlives_its_segment(world: World) -> None:
     producer, worker, maintainer = world.session("producer"), world.session("worker"), world.session("maintainer")
     for token in "ab":
@@ -326,6 +345,7 @@ STORIES: tuple[Story, ...] = (
     a_job_is_held,
     an_ended_lease_is_extended,
     jobs_are_carried_to_the_next_segment,
+    the_second_to_carry_jobs_forward_began_first,
     a_job_outlives_its_segment,
     a_producer_sleeps_while_its_segment_is_sealed,
     a_rotation_is_rolled_back,

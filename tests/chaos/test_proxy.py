@@ -12,12 +12,22 @@ from psycopg.conninfo import make_conninfo
 
 from tests.chaos.proxy import Break, Fault, Proxy
 from tests.cluster import Cluster
+from tests.conftest import fresh_database
 
 _numbers = itertools.count(1)
 
 
+@pytest.fixture(scope="module")
+def database(cluster: Cluster) -> Iterator[str]:
+    """Connection string of a database with the table `written`."""
+    for dsn in fresh_database(cluster, None):
+        with psycopg.connect(dsn, autocommit=True) as db:
+            db.execute("CREATE TABLE written (n int)")
+        yield dsn
+
+
 @pytest.fixture
-def proxy(cluster: Cluster, story_dsn: str, run_dir: Path) -> Iterator[Proxy]:
+def proxy(cluster: Cluster, run_dir: Path) -> Iterator[Proxy]:
     proxy = Proxy(run_dir / f"proxy{next(_numbers)}", Path(cluster.host), cluster.port)
     proxy.start()
     yield proxy
@@ -25,11 +35,11 @@ def proxy(cluster: Cluster, story_dsn: str, run_dir: Path) -> Iterator[Proxy]:
 
 
 @pytest.fixture
-def through(proxy: Proxy, story_dsn: str) -> Iterator[psycopg.Connection[tuple[object, ...]]]:
-    """A connection through the proxy, to a database with the table `written`."""
-    with psycopg.connect(story_dsn, autocommit=True) as db:
-        db.execute("CREATE TABLE written (n int)")
-    connection = psycopg.connect(make_conninfo(story_dsn, host=str(proxy.directory)), autocommit=True)
+def through(proxy: Proxy, database: str) -> Iterator[psycopg.Connection[tuple[object, ...]]]:
+    """A connection through the proxy."""
+    with psycopg.connect(database, autocommit=True) as db:
+        db.execute("TRUNCATE written")
+    connection = psycopg.connect(make_conninfo(database, host=str(proxy.directory)), autocommit=True)
     yield connection
     connection.close()
 
@@ -58,7 +68,7 @@ CASES: list[tuple[Break, set[int]]] = [
 def test_a_cut_leaves_the_client_in_doubt_and_the_server_as_told(
     proxy: Proxy,
     through: psycopg.Connection[tuple[object, ...]],
-    story_dsn: str,
+    database: str,
     way: str,
     kind: Break,
     rows: set[int],
@@ -72,24 +82,24 @@ def test_a_cut_leaves_the_client_in_doubt_and_the_server_as_told(
     with pytest.raises(psycopg.OperationalError):
         through.execute(text.get(way, "INSERT INTO written VALUES (%s)"), None if way in text else [1])
     assert through.closed
-    assert written(story_dsn) in rows
+    assert written(database) in rows
     assert proxy.done == {kind: 1}
 
 
 @pytest.mark.parametrize("kind", ["delay", "freeze"])
 def test_what_is_late_arrives(
-    proxy: Proxy, through: psycopg.Connection[tuple[object, ...]], story_dsn: str, kind: Break
+    proxy: Proxy, through: psycopg.Connection[tuple[object, ...]], database: str, kind: Break
 ) -> None:
     proxy.arm(Fault(kind, 0.1))
     through.execute("INSERT INTO written VALUES (1)")
     through.execute("INSERT INTO written VALUES (2)")
     assert proxy.done == {kind: 1}
     through.close()
-    assert written(story_dsn) == 2
+    assert written(database) == 2
 
 
 def test_a_fault_waits_for_the_commit(
-    proxy: Proxy, through: psycopg.Connection[tuple[object, ...]], story_dsn: str
+    proxy: Proxy, through: psycopg.Connection[tuple[object, ...]], database: str
 ) -> None:
     proxy.arm(Fault("cut after"))
     through.execute("BEGIN")
@@ -98,4 +108,4 @@ def test_a_fault_waits_for_the_commit(
     assert not proxy.done
     with pytest.raises(psycopg.OperationalError):
         through.execute("COMMIT")
-    assert written(story_dsn) == 3
+    assert written(database) == 3

@@ -244,19 +244,21 @@ DECLARE
     v_types text := pg_get_function_identity_arguments(function);
     v_name text;
     v_call text;
+    v_volatility text;
 BEGIN
     SELECT regexp_replace(p.proname, '_0$', ''),
         format(CASE WHEN p.proretset THEN 'RETURN QUERY SELECT * FROM pgq.%I(%s);'
             WHEN p.prorettype = 'void'::regtype THEN 'PERFORM pgq.%I(%s);' ELSE 'RETURN pgq.%I(%s);' END,
-            p.proname, array_to_string(p.proargnames, ', '))
-    INTO v_name, v_call FROM pg_proc p WHERE p.oid = function;
+            p.proname, array_to_string(p.proargnames, ', ')),
+        CASE p.provolatile WHEN 's' THEN 'STABLE' ELSE 'VOLATILE' END
+    INTO v_name, v_call, v_volatility FROM pg_proc p WHERE p.oid = function;
     FOR v_slot IN 1..15 LOOP
         EXECUTE regexp_replace(v_code, E'\\m([a-z_]+)_0\\M', E'\\1_' || v_slot, 'g');
         EXECUTE format('COMMENT ON FUNCTION pgq.%I(%s) IS %L', v_name || '_' || v_slot, v_types,
             replace(v_comment, 'segment 0', 'segment ' || v_slot));
     END LOOP;
-    EXECUTE format('CREATE FUNCTION pgq.%I(%s) RETURNS %s LANGUAGE plpgsql AS %L', v_name,
-        concat_ws(', ', 'slot int', nullif(v_types, '')), pg_get_function_result(function),
+    EXECUTE format('CREATE FUNCTION pgq.%I(%s) RETURNS %s LANGUAGE plpgsql %s AS %L', v_name,
+        concat_ws(', ', 'slot int', nullif(v_types, '')), pg_get_function_result(function), v_volatility,
         format(E'BEGIN\n%s\nEND;', pgq._by_slot('slot', v_call)));
     EXECUTE format('COMMENT ON FUNCTION pgq.%I(%s) IS %L', v_name, concat_ws(', ', 'slot int', nullif(v_types, '')),
         replace(v_comment, 'segment 0', 'the segment in a slot'));

@@ -633,6 +633,8 @@ DECLARE
     v_free int;
     v_last boolean;
     v_look boolean;
+    -- What is carried sorts by the transaction's id, so it must have been drawn while others could not carry.
+    v_early boolean := pg_current_xact_id_if_assigned() IS NOT NULL;
     v_lanes bigint[];
     v_unclosed boolean := false;
     v_ahead bigint[] := '{}';
@@ -711,7 +713,7 @@ BEGIN
             DELETE FROM pgq.segment_lane l
             WHERE l.slot = v_segment.slot AND NOT EXISTS (SELECT FROM unnest(v_lanes) w (lane) WHERE w.lane = l.lane);
             UPDATE pgq.segment s SET checked_at = pgq._now() WHERE s.slot = v_segment.slot;
-            IF v_count > 0 AND v_segment.sealed_at < pgq._now() - interval '1 minute' AND NOT v_unclosed
+            IF v_count > 0 AND v_segment.sealed_at < pgq._now() - interval '1 minute' AND NOT v_unclosed AND NOT v_early
                 AND (v_count <= 10000 OR v_count <= v_segment.jobs / 10)
             THEN
                 v_count := pgq._carry_forward(v_segment.slot, v_lanes, v_ahead);
@@ -776,9 +778,9 @@ CREATE FUNCTION pgq.maintain() RETURNS jsonb
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
+    v_done jsonb := pgq.rotate();  -- first, see there
     v_promoted bigint := pgq.promote();
     v_reaped bigint := pgq.reap();
-    v_done jsonb := pgq.rotate();
 BEGIN
     RETURN v_done || jsonb_build_object('promoted', v_promoted, 'reaped', v_reaped, 'more',
         v_promoted >= 10000 OR v_reaped >= 10000 OR coalesce((v_done -> 'more')::boolean, false));

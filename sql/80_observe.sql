@@ -31,7 +31,7 @@ COMMENT ON COLUMN pgq.job_state.error IS 'The last error';
 -- The rows of a job in segment 0. One has been taken if its lane's position has passed it. Then the lease is looked for
 -- from the newest back.
 CREATE FUNCTION pgq._find_0(job bigint) RETURNS SETOF pgq.job_state
-    LANGUAGE plpgsql
+    LANGUAGE plpgsql STABLE
 AS $$
 BEGIN
     RETURN QUERY
@@ -163,7 +163,7 @@ COMMENT ON COLUMN pgq.lane_stat.oldest IS 'When the oldest of the ready ones was
 
 -- Ready: what lies behind the position of the lane, and the transactions that were late.
 CREATE FUNCTION pgq._count_0(live boolean) RETURNS SETOF pgq.lane_stat
-    LANGUAGE plpgsql
+    LANGUAGE plpgsql STABLE
 AS $$
 BEGIN
     RETURN QUERY
@@ -206,7 +206,7 @@ COMMENT ON FUNCTION pgq._count_0(boolean) IS 'What segment 0 holds, per queue; l
 SELECT pgq._for_each_slot('pgq._count_0(boolean)');
 
 CREATE FUNCTION pgq._counts() RETURNS SETOF pgq.lane_stat
-    LANGUAGE plpgsql
+    LANGUAGE plpgsql STABLE
     SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET jit = off
 AS $$
 BEGIN
@@ -221,8 +221,9 @@ END;
 $$;
 COMMENT ON FUNCTION pgq._counts() IS 'What all segments hold, per queue and segment';
 
+-- Stable, as job_status is, and all that they call: what they say is true of one moment.
 CREATE FUNCTION pgq.stats() RETURNS SETOF pgq.queue_stat
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     RETURN QUERY

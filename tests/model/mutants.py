@@ -248,6 +248,20 @@ def redrive_and_look(world: World) -> None:
     world.check(full=True)
 
 
+def redrive_in_an_older_transaction(world: World) -> None:
+    """The transaction that redrives is older than the job: the job's new row sorts before its first one."""
+    start(world)
+    world.begin(1)
+    world.enqueue(1, "q")
+    world.enqueue(0, "q")
+    (pair,) = pairs(world, 1)
+    world.reject(0, pair, error="first", retry=False)
+    world.redrive(1, "q")
+    world.commit(1)
+    for pair in pairs(world, 2):
+        world.reject(0, pair, error="second", retry=False)
+
+
 MUTANTS = [
     Mutant("ack without fencing", "ack", "PERFORM pgq._lost(id, lease)", "NULL", settle_twice),
     Mutant(
@@ -337,6 +351,7 @@ SCENARIOS: list[Steps] = list(
             claim_while_a_rotation_is_open,
             carry_forward_in_order,
             redrive_and_look,
+            redrive_in_an_older_transaction,
         ]
     )
 )

@@ -337,7 +337,7 @@ def test_a_call_that_is_killed_in_the_midst_of_archiving_loses_and_doubles_nothi
     # Whoever archives waits for a moment after its insertion, and is killed in it.
     db.execute(
         """
-        CREATE FUNCTION pg_temp_wait() RETURNS trigger LANGUAGE plpgsql
+        CREATE FUNCTION pg_temp_wait() RETURNS trigger LANGUAGE plpgsql SET lock_timeout = 0
             AS 'BEGIN PERFORM pg_advisory_xact_lock(4711); RETURN NULL; END';
         CREATE TRIGGER wait AFTER INSERT ON pgq.archive FOR EACH STATEMENT EXECUTE FUNCTION pg_temp_wait();
         """

@@ -24,7 +24,7 @@ Moves = dict[str, object]
 
 @pytest.mark.parametrize("move", [{"retry": False}, {"retry_in": "1 hour"}], ids=["to the dead letters", "to a retry"])
 @pytest.mark.parametrize(
-    "ask", [lambda db, id: [status(db, id).state], lambda db, id: list(stats(db))], ids=["status", "stats"]
+    "ask", [lambda db, job: [status(db, job).state], lambda db, _: list(stats(db))], ids=["status", "stats"]
 )
 def test_a_job_is_seen_once_although_it_moves_meanwhile(
     db: Connection, connect: Connect, move: Moves, ask: Callable[[Connection, int], list[str]]

@@ -14,10 +14,11 @@ CREATE SEQUENCE pgq.lease_id;
 COMMENT ON SEQUENCE pgq.lease_id IS 'Lease numbers, the upper bits of lease ids; see pgq._new_lease';
 
 -- A crash of the server sets a sequence back to what was on disk, so a number may be drawn twice: by a claim that is
--- lost, and by a later one. pgq._adopt leaps ahead after each start. The random bits are for the crash of one backend.
+-- lost, and by a later one. pgq._adopt leaps ahead after each start. The random bits are for the crash of one backend,
+-- after which the server does not start anew.
 CREATE FUNCTION pgq._new_lease(slot int) RETURNS bigint
     LANGUAGE sql VOLATILE
-AS $$ SELECT (nextval('pgq.lease_id') << 16) | (floor(random() * 4096)::bigint << 4) | slot $$;
+AS $$ SELECT (nextval('pgq.lease_id') << 12) | (floor(random() * 256)::bigint << 4) | slot $$;
 COMMENT ON FUNCTION pgq._new_lease(int) IS 'A new lease id: it grows, and its lowest four bits are the segment''s slot';
 
 -- What every transaction must see as it is now and not as it was when its snapshot was taken. Which segment is open,

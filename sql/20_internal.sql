@@ -159,8 +159,12 @@ BEGIN
     IF (v_epoch >> 4) & 4294967295 = pgq._boot() THEN
         RETURN v_epoch;
     END IF;
-    -- Lease numbers that were drawn and not yet on disk when the server crashed must not be drawn again.
-    PERFORM setval('pgq.lease_id', coalesce(pg_sequence_last_value('pgq.lease_id'), 0) + 1048576);
+    -- Lease numbers that were drawn and not yet on disk when the server crashed must not be drawn again, and this leap may
+    -- not be on disk when it crashes next. So it goes to a number that no leap went to before: microseconds since 2026.
+    PERFORM setval('pgq.lease_id', greatest(
+        coalesce(pg_sequence_last_value('pgq.lease_id'), 0) + 1048576,
+        ((date_part('epoch', clock_timestamp()) - 1767225600) * 1000000)::bigint
+    ));
     FOR v_turn IN REVERSE 16..1 LOOP  -- so that the free one next in the ring is the last one found
         v_slot := (v_epoch + v_turn) & 15;
         IF pg_relation_size(format('pgq.job_%s', v_slot)::regclass) = 0 THEN
@@ -365,7 +369,8 @@ BEGIN
         -- lane + 0: by id, not by walking the lane
         SELECT * FROM pgq.job_0 j
         WHERE j.id = a.id AND j.lane + 0 = l.lane AND j.attempt = coalesce(l.attempts[array_position(l.job_ids, a.id)], 1)
-        ORDER BY j.xid > l.cursor_xid, j.xid DESC
+        -- A redriven job begins again with attempt 1, and a longer history.
+        ORDER BY jsonb_array_length(j.history) DESC NULLS LAST
         LIMIT 1
     ) j;
 END;

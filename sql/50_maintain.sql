@@ -589,24 +589,30 @@ END;
 $$;
 COMMENT ON FUNCTION pgq._ended(int) IS 'How many attempts have ended in a segment';
 
--- Takes what little waits in these lanes of a closed segment forward, so that the segment can go. A line does not
--- overtake what an older segment has of it (`ahead`), nor its own front lane, which goes whole or not at all. Each lane
--- is a lock, so not all at once.
-CREATE FUNCTION pgq._carry_forward(slot int, lanes bigint[], ahead bigint[]) RETURNS bigint
+-- Takes what little waits in these closed segments forward, so that they can go. Nothing may overtake: the front lane of
+-- a priority goes first, whole, and together with the same lane of all younger segments; other lanes when no front lane
+-- has anything, those of the oldest segment first. Each lane is a lock, so not all at once.
+CREATE FUNCTION pgq._carry_forward(slots int[]) RETURNS bigint
     LANGUAGE sql VOLATILE
 AS $$
     WITH waiting AS MATERIALIZED (
-        SELECT w.lane FROM unnest(lanes) w (lane) WHERE NOT EXISTS (SELECT FROM unnest(ahead) a WHERE a = w.lane >> 8)
+        SELECT l.slot, l.lane, l.lane & ~255::bigint AS front, array_position(pgq._by_age(), l.slot::int) AS age
+        FROM pgq.segment_lane l JOIN pgq.segment s ON s.slot = l.slot AND s.state = 'closed'
+    ), line AS (
+        SELECT w.front, min(w.age) AS oldest, min(w.age) FILTER (WHERE w.lane = w.front) AS oldest_front
+        FROM waiting w GROUP BY w.front
     )
-    SELECT coalesce(sum(pgq._clear_lane(slot, w.lane, CASE WHEN w.lane & 255 = 0 THEN 1000000 ELSE 1000 END,
+    SELECT coalesce(sum(pgq._clear_lane(c.slot, c.lane, CASE WHEN c.lane = c.front THEN 1000000 ELSE 1000 END,
         CASE WHEN q.id IS NULL THEN 'cancelled' ELSE 'carried' END::pgq.outcome_kind)), 0)
     FROM (
-        SELECT w.lane FROM waiting w
-        WHERE w.lane & 255 = 0 OR NOT EXISTS (SELECT FROM waiting f WHERE f.lane = w.lane & ~255::bigint)
-        LIMIT 100
-    ) w LEFT JOIN pgq.queue q ON q.id = w.lane >> 16
+        SELECT w.* FROM waiting w JOIN line l ON l.front = w.front
+        WHERE (pgq._by_age())[coalesce(l.oldest_front, l.oldest)] = ANY (slots)
+            AND CASE WHEN l.oldest_front IS NULL THEN w.age = l.oldest ELSE w.lane = w.front END
+        ORDER BY w.front, w.age
+        LIMIT 300
+    ) c LEFT JOIN pgq.queue q ON q.id = c.lane >> 16
 $$;
-COMMENT ON FUNCTION pgq._carry_forward(int, bigint[], bigint[]) IS 'Moves waiting jobs of a segment to the front of the open one; returns how many';
+COMMENT ON FUNCTION pgq._carry_forward(int[]) IS 'Moves waiting jobs of segments to the front of the open one; returns how many';
 
 -- One turn of the crank. Steps of a segment's life, each safe to be undone or repeated:
 --   open      the epoch says so, at once and for everybody; the tables follow
@@ -636,8 +642,8 @@ DECLARE
     -- What is carried sorts by the transaction's id, so it must have been drawn while others could not carry.
     v_early boolean := pg_current_xact_id_if_assigned() IS NOT NULL;
     v_lanes bigint[];
+    v_carry int[] := '{}';
     v_unclosed boolean := false;
-    v_ahead bigint[] := '{}';
 BEGIN
     PERFORM pgq._read_committed();
     PERFORM pgq._require('seal', seal IS NOT NULL OR NULL, 'true or false');
@@ -708,30 +714,21 @@ BEGIN
             RETURNING s.* INTO v_segment;
         END IF;
 
+        v_unclosed := v_unclosed OR v_segment.state = 'sealed';
         IF v_segment.state = 'closed' AND v_look THEN
             SELECT array_agg(w.lane), coalesce(sum(w.jobs), 0) INTO v_lanes, v_count FROM pgq._waiting(v_segment.slot) w;
             DELETE FROM pgq.segment_lane l
             WHERE l.slot = v_segment.slot AND NOT EXISTS (SELECT FROM unnest(v_lanes) w (lane) WHERE w.lane = l.lane);
             UPDATE pgq.segment s SET checked_at = pgq._now() WHERE s.slot = v_segment.slot;
-            IF v_count > 0 AND v_segment.sealed_at < pgq._now() - interval '1 minute' AND NOT v_unclosed AND NOT v_early
-                AND (v_count <= 10000 OR v_count <= v_segment.jobs / 10)
-            THEN
-                v_count := pgq._carry_forward(v_segment.slot, v_lanes, v_ahead);
-                v_done := v_done || jsonb_build_object('carried', v_count);
-                IF v_count > 0 THEN
-                    v_more := true;
-                    UPDATE pgq.segment s SET checked_at = NULL WHERE s.slot = v_segment.slot;
-                END IF;
-            ELSIF v_count = 0 THEN
+            IF v_count = 0 THEN
                 UPDATE pgq.segment s SET state = 'claimed', claimed_at = pgq._now(), passed_xid = pg_current_xact_id()
                 WHERE s.slot = v_segment.slot
                 RETURNING s.* INTO v_segment;
+            ELSIF v_segment.sealed_at < pgq._now() - interval '1 minute'
+                AND (v_count <= 10000 OR v_count <= v_segment.jobs / 10)
+            THEN
+                v_carry := v_carry || v_segment.slot::int;
             END IF;
-        END IF;
-
-        v_unclosed := v_unclosed OR v_segment.state = 'sealed';
-        IF v_segment.state = 'closed' AND v_look THEN
-            v_ahead := v_ahead || ARRAY(SELECT DISTINCT w >> 8 FROM unnest(v_lanes) w);
         END IF;
 
         IF v_segment.state = 'claimed' AND v_look THEN
@@ -759,6 +756,15 @@ BEGIN
             v_more := v_more OR v_last IS NOT NULL;
         END IF;
     END LOOP;
+
+    IF v_carry <> '{}' AND NOT v_unclosed AND NOT v_early THEN
+        v_count := pgq._carry_forward(v_carry);
+        v_done := v_done || jsonb_build_object('carried', v_count);
+        IF v_count > 0 THEN
+            v_more := true;
+            UPDATE pgq.segment s SET checked_at = NULL WHERE s.slot = ANY (v_carry);
+        END IF;
+    END IF;
 
     PERFORM pgq._archive_stragglers();
     IF pgq._due_again('tidy', '1 minute') THEN

@@ -45,7 +45,9 @@ BEGIN
         j.attempt::int, j.enqueued_at, NULL::timestamptz, l.claimed_at, o.at, coalesce(o.result, o.results[l.position]),
         coalesce(o.error, j.history -> -1 ->> 'error')
     FROM (
-        SELECT * FROM pgq.job_0 j WHERE j.id = job
+        -- A redriven job begins again with attempt 1, and a longer history; one that was released twice is there twice.
+        SELECT DISTINCT ON (j.lane, j.attempt) * FROM pgq.job_0 j WHERE j.id = job
+        ORDER BY j.lane, j.attempt, jsonb_array_length(j.history) DESC NULLS LAST, j.xid DESC
     ) j
     JOIN pgq.queue q ON q.id = j.lane >> 16
     LEFT JOIN LATERAL (

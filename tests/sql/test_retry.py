@@ -23,6 +23,7 @@ from tests.sql.support import (
     leases,
     one,
     retire_all,
+    rotate,
     rows,
     stats,
     status,
@@ -168,6 +169,7 @@ def test_a_job_whose_worker_dies_each_time_stops_after_exactly_max_attempts(
     assert (status(db, id).state, status(db, id).error) == ("dead", "lease expired")
     assert stats(db) == {"dead": 1}
     retire_all(db)
+    rotate(db)
     assert column(db, "SELECT kind FROM pgq.archive WHERE id = %s ORDER BY attempt", id) == ["expired"] * 3
 
 

@@ -154,6 +154,29 @@ def the_second_to_carry_jobs_forward_began_first(world: World) -> None:
             one.ack(job.id, job.lease)
 
 
+def what_was_carried_before_is_carried_again(world: World) -> None:
+    producer, worker, maintainer = world.session("producer"), world.session("worker"), world.session("maintainer")
+    producer.enqueue("q", {"k": "a"})
+    maintainer.rotate()
+    maintainer.rotate(seal=False)
+    world.advance(40)
+    producer.enqueue("q", {"k": "b"})
+    maintainer.rotate()
+    maintainer.rotate(seal=False)
+    world.advance(22)
+    maintainer.rotate(seal=False)  # a is older than a minute, and goes to the front of the third segment
+    maintainer.rotate()
+    world.advance(40)
+    maintainer.rotate(seal=False)  # b is, too, and must not go to the fourth before a has
+    world.advance(30)
+    for _ in range(3):
+        maintainer.rotate(seal=False)
+        world.advance(3)
+    for _ in range(2):
+        for job in worker.claim("q"):
+            worker.ack(job.id, job.lease)
+
+
 def a_job_outlives_its_segment(world: World) -> None:
     producer, worker, maintainer = world.session("producer"), world.session("worker"), world.session("maintainer")
     for token in "ab":
@@ -346,6 +369,7 @@ STORIES: tuple[Story, ...] = (
     an_ended_lease_is_extended,
     jobs_are_carried_to_the_next_segment,
     the_second_to_carry_jobs_forward_began_first,
+    what_was_carried_before_is_carried_again,
     a_job_outlives_its_segment,
     a_producer_sleeps_while_its_segment_is_sealed,
     a_rotation_is_rolled_back,

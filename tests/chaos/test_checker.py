@@ -694,6 +694,24 @@ def whose_transaction_began_before_may_come_first(wrong: bool) -> Script:
     return script
 
 
+@twins(Kind.ORDER)
+def a_crash_may_undo_an_order_that_nobody_saw(wrong: bool) -> Script:
+    script = Script()
+    script.enqueue(1)
+    script.call("producer", "look", {})
+    script.enqueue(2)
+    if not wrong:
+        script.claim(1, lost=True)
+        script.call("worker", "session", {"alone": True})
+    script.claim(2)
+    if not wrong:
+        script.call("conductor", "crash", {})
+    script.done(1)
+    script.wait(100)
+    script.done(2)
+    return script
+
+
 @twins(Kind.PRIORITY)
 def a_more_urgent_job_is_overtaken(wrong: bool) -> Script:
     script = Script()

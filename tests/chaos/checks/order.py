@@ -1,8 +1,9 @@
 """First in, first out where a queue has one shard; lower priority numbers first; nothing out of a paused queue.
 
 Order can be proved only where one consumer claims at a time. Those who do begin each session alone: no earlier session
-of theirs is left. Looked at is when a job was first handed out, and only if that was its first attempt: a job that
-nobody knows of was claimed before.
+of theirs is left. Looked at is when a job was first handed out, and only if that was its first attempt: else somebody
+has claimed it before, and nobody knows. A crash may undo such a claim, too, but then all claims after it as well: so a
+claim proves nothing that may itself have been lost before the other one.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def check(index: Index) -> Iterator[Violation]:
         if not _ordered(index, queue, claims[queue]):
             continue
         for _, of_one in groupby(sorted(firsts, key=lambda f: f.priority), key=lambda f: f.priority):
-            yield from _fifo(list(of_one))
+            yield from _fifo(index, list(of_one))
         yield from _priority(index, firsts)
     yield from _paused(index, claims)
 
@@ -84,7 +85,12 @@ def _story(one: First, two: First) -> str:
     )
 
 
-def _fifo(firsts: list[First]) -> Iterator[Violation]:
+def _overtaken(index: Index, one: First, two: First) -> bool:
+    """Whether the second was handed out before the first."""
+    return one.out_began > two.out_ended and not index.may_have_been_lost(two.job.handouts[0].by, one.out_began)
+
+
+def _fifo(index: Index, firsts: list[First]) -> Iterator[Violation]:
     """Nobody is handed out before one whose transaction was committed before his began, or who is before him in it."""
     firsts.sort(key=lambda f: f.enqueued_by)
     waiting = [first for first in firsts if first.untouched]
@@ -93,7 +99,7 @@ def _fifo(firsts: list[First]) -> Iterator[Violation]:
     told: set[int | None] = set()  # one story for each who was overtaken is enough
     for two in firsts:
         n = bisect_right(committed, two.began)
-        if n and latest[n - 1].out_began > two.out_ended and latest[n - 1].job.id not in told:
+        if n and latest[n - 1].job.id not in told and _overtaken(index, latest[n - 1], two):
             told.add(latest[n - 1].job.id)
             yield Violation(Kind.ORDER, _story(latest[n - 1], two))
     together: dict[object, list[First]] = defaultdict(list)
@@ -103,7 +109,7 @@ def _fifo(firsts: list[First]) -> Iterator[Violation]:
         same.sort(key=lambda f: (f.job.by.number, f.job.id or 0))
         before: First | None = None
         for two in same:
-            if before is not None and before.out_began > two.out_ended:
+            if before is not None and _overtaken(index, before, two):
                 yield Violation(Kind.ORDER, _story(before, two))
             if two.untouched and (before is None or two.out_began > before.out_began):
                 before = two
@@ -130,7 +136,7 @@ def _priority(index: Index, firsts: list[First]) -> Iterator[Violation]:
         told: set[int | None] = set()
         for two in of_one:
             n = bisect_right(committed, two.out_began)
-            if not n or latest[n - 1].out_began <= two.out_ended or latest[n - 1].job.id in told:
+            if not n or latest[n - 1].job.id in told or not _overtaken(index, latest[n - 1], two):
                 continue
             if not maintenance.touch(two.out_began, two.out_ended):
                 told.add(latest[n - 1].job.id)

@@ -161,10 +161,11 @@ BEGIN
     END IF;
     -- Lease numbers that were drawn and not yet on disk when the server crashed must not be drawn again, and this leap may
     -- not be on disk when it crashes next. So it goes to a number that no leap went to before: microseconds since 2026.
-    PERFORM setval('pgq.lease_id', greatest(
-        coalesce(pg_sequence_last_value('pgq.lease_id'), 0) + 1048576,
-        ((date_part('epoch', clock_timestamp()) - 1767225600) * 1000000)::bigint
-    ));
+    PERFORM setval('pgq.lease_id', CASE WHEN n.clock > n.last THEN n.clock ELSE n.last + 1048576 END)
+    FROM (
+        SELECT ((date_part('epoch', clock_timestamp()) - 1767225600) * 1000000)::bigint AS clock,
+            coalesce(pg_sequence_last_value('pgq.lease_id'), 0) AS last
+    ) n;
     FOR v_turn IN REVERSE 16..1 LOOP  -- so that the free one next in the ring is the last one found
         v_slot := (v_epoch + v_turn) & 15;
         IF pg_relation_size(format('pgq.job_%s', v_slot)::regclass) = 0 THEN

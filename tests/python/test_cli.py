@@ -127,10 +127,7 @@ def test_the_worker_command_explains_an_unknown_queue(dsn: str) -> None:
     assert "nowhere" in result.output
 
 
-def test_import_is_quick() -> None:
-    code = "import time; t = time.perf_counter(); import pgqueue; print(time.perf_counter() - t)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 0.15
+def test_import_loads_nothing_heavy() -> None:
     loaded = "import sys, pgqueue; print('psycopg' in sys.modules, 'click' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True)
     assert done.stdout == "False False\n"

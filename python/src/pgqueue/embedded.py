@@ -17,6 +17,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
+import time
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,7 +128,11 @@ class EmbeddedPostgres:
     def delete(self) -> None:
         """Stop the server and delete its directory."""
         self.stop("immediate")
-        shutil.rmtree(self.path, ignore_errors=True)
+        # A child of an initdb that was interrupted may go on for a moment, and write.
+        deadline = time.monotonic() + 10
+        while self.path.exists() and time.monotonic() < deadline:
+            shutil.rmtree(self.path, ignore_errors=True)
+            time.sleep(0.01)
 
     def __enter__(self) -> Self:
         try:

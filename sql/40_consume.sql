@@ -64,6 +64,7 @@ CREATE FUNCTION pgq._take_0(
 AS $$
 DECLARE
     v_wanted CONSTANT int := n;
+    v_priority CONSTANT int := pgq._priority(line);
     v_end CONSTANT bigint := 9223372036854775807;
     v_none CONSTANT xid8[] := '{}';
     v_lane bigint;
@@ -164,9 +165,9 @@ BEGIN
                 FROM last a
                 RETURNING lease_0.id
             )
-            SELECT p.id, c.id, named, p.task, p.payload, p.attempt::int, coalesce(p.max_attempts::int, tries),
-                pgq._priority(v_lane), p.enqueued_at, expiry, p.headers
-            FROM claim c CROSS JOIN picked p;
+            SELECT p.id, (SELECT c.id FROM claim c), named, p.task, p.payload, p.attempt::int,
+                coalesce(p.max_attempts::int, tries), v_priority, p.enqueued_at, expiry, p.headers
+            FROM picked p;
             GET DIAGNOSTICS v_count = ROW_COUNT;
             n := n - v_count;
             IF n = 0 THEN
@@ -624,7 +625,7 @@ BEGIN
         -- by slot: v_slot
         v_done := pgq._done_0(ids, leases[1], results);
         IF v_done THEN
-            RETURN QUERY SELECT u.id FROM unnest(ids) u (id);
+            RETURN QUERY SELECT unnest(ids);
             RETURN;
         END IF;
     ELSE

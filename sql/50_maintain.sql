@@ -589,9 +589,9 @@ END;
 $$;
 COMMENT ON FUNCTION pgq._ended(int) IS 'How many attempts have ended in a segment';
 
--- Takes what little waits in these closed segments forward, so that they can go. Nothing may overtake: the front lane of
--- a priority goes first, whole, and together with the same lane of all younger segments; other lanes when no front lane
--- has anything, those of the oldest segment first. Each lane is a lock, so not all at once.
+-- Takes what little waits in these closed segments forward, so that they can go. Nothing may overtake: the front lane
+-- of a priority goes first, whole, and together with the same lane of all younger segments; other lanes when no front
+-- lane has anything, those of the oldest segment first. Each lane is a lock, so not all at once.
 CREATE FUNCTION pgq._carry_forward(slots int[]) RETURNS bigint
     LANGUAGE sql VOLATILE
 AS $$

@@ -270,6 +270,25 @@ def a_crash_does_not_undo_what_has_reached_the_disk(wrong: bool) -> Script:
     return script
 
 
+@twins(Kind.TWO_LEASES)
+def only_a_claim_that_overlaps_may_have_come_first_and_been_undone(wrong: bool) -> Script:
+    script = Script()
+    script.enqueue(1)
+    began = script.now
+    lease = script.claim(1) if wrong else 0
+    script.command("unknown", "begin")
+    script.claim(1, client="unknown")
+    script.command("unknown", "commit", lost=True)
+    script.call("unknown", "session", {"alone": False})
+    if not wrong:
+        lease = script.claim(1, durable=True)
+        times = script.clients["worker"][-1]["t"]
+        times[0] = times[2] = began  # it waited for the lane all the while
+    script.ack(1, lease)
+    script.archived(1, lease)
+    return script
+
+
 @twins(Kind.AGAIN_AFTER_END)
 def a_finished_job_is_handed_out_again(wrong: bool) -> Script:
     script = Script()

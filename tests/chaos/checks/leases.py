@@ -28,6 +28,8 @@ def _one_after_the_other(index: Index, job: Job, one: Handout, two: Handout) -> 
     """The first lease must have ended before the job was handed out for the second time."""
     if one.lease == two.lease or not one.certain or index.may_have_been_lost(one.by, two.by.ended):
         return
+    if not two.certain and two.by.began <= one.by.ended:
+        return  # the two overlap, so the second may have come first, and then have been undone
     ends = [end for end in index.possible_ends(one) if end.by.began <= two.by.ended]
     done = [end for end in ends if end.kind == "done" and end.accepted is Effect.YES]
     if done:

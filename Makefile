@@ -145,7 +145,7 @@ chaos: build venv ## the queue under fire for MINUTES=5 (SEED=… again, ARGS='-
 	$(BIN)/python -m tests.chaos --pg=$(lastword $(PG)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 chaos-long: MINUTES ?= 60
-chaos-long: ARGS ?= --pace 0.3
+chaos-long: ARGS ?= --pace 0.3 --times 2
 chaos-long: chaos ## the same by the hour, and harder
 
 failover: build venv ## ROUNDS=20 promotions under load (ARGS=--asynchronous, ARGS='--seed …'); writes build/failover.json

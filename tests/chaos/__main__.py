@@ -44,10 +44,18 @@ def _faults(_: click.Context, __: click.Parameter, value: str) -> set[str]:
 @click.option("--faults", default="all", callback=_faults, show_default=True, help=f"Of {', '.join(FAULTS)}.")
 @click.option("--without", default="", callback=_faults, help="Leave these out.")
 @click.option("--pace", default=1.0, show_default=True, help="Pauses of the clients; 0: none.")
+@click.option("--times", default=1.0, show_default=True, help="How many times as often as usual a fault happens.")
 @click.option("--pg", default="18", show_default=True, help="16, 18 (from the wheel) or a bin directory.")
 @click.option("--output", default=ROOT / "build", type=click.Path(path_type=Path), help="Where results go.")
 def main(
-    minutes: float, seed: str | None, faults: set[str], without: set[str], pace: float, pg: str, output: Path
+    minutes: float,
+    seed: str | None,
+    faults: set[str],
+    without: set[str],
+    pace: float,
+    times: float,
+    pg: str,
+    output: Path,
 ) -> None:
     """Try the queue under load with every fault there is."""
     seed = seed or str(random.SystemRandom().randrange(1_000_000))
@@ -58,7 +66,7 @@ def main(
     click.echo(
         f"seed {seed}, {rounds} rounds of {seconds:g} seconds, PostgreSQL {pg}, faults: {', '.join(sorted(faults))}"
     )
-    plans = [schedule(f"{seed} {number}", seconds, faults) for number in range(rounds)]
+    plans = [schedule(f"{seed} {number}", seconds, faults, times) for number in range(rounds)]
     output.mkdir(exist_ok=True)
     written = "\n".join(_written(number, events) for number, events in enumerate(plans))
     (output / "chaos-schedule.txt").write_text(written + "\n")
@@ -94,7 +102,8 @@ def main(
     figures = _figures(seed, minutes, total)
     (output / "chaos.json").write_text(json.dumps(figures, indent=2) + "\n")
     if total.violations:
-        click.echo(f"\nThe histories are kept in {history}. Again: --seed {seed} --minutes {minutes:g} --pg {pg}")
+        again = f"--seed {seed} --minutes {minutes:g} --pace {pace:g} --times {times:g} --pg {pg}"
+        click.echo(f"\nThe histories are kept in {history}. Again: {again}")
         sys.exit(1)
 
 

@@ -50,13 +50,13 @@ class Event:
         return " ".join(word for word in words if word)
 
 
-def schedule(seed: str, seconds: float, faults: Collection[str]) -> list[Event]:
-    """Return what happens within so many seconds; each fault at least once."""
+def schedule(seed: str, seconds: float, faults: Collection[str], times: float = 1) -> list[Event]:
+    """Return what happens within so many seconds, this many times as often as usual; each fault at least once."""
     events: list[Event] = []
     for fault in EVERY:
         if fault in faults:
             dice = random.Random(f"{seed} {fault}")
-            events += (_event(fault, at, dice) for at in _times(dice, EVERY[fault], seconds))
+            events += (_event(fault, at, dice) for at in _times(dice, EVERY[fault] / times, seconds))
     return sorted(events)
 
 

@@ -8,6 +8,8 @@
 --                So there are no dead rows, and a long transaction elsewhere cannot slow the queue down.
 --   20_internal  The clock, the locks, the ring, and how an attempt is looked up. Names begin with an underscore.
 --   30_produce   enqueue, enqueue_many, and the wake-up of idle workers.
+--   32_unique    unique keys: one live job of a kind.
+--   34_validate  the user's own check of payloads.
 --   40_consume   claim, and the ways an attempt ends: ack, reject, release; extend in between.
 --   50_maintain  promote what is due, reap expired leases, turn the ring. Called by the workers; there is no daemon.
 --   60_schedule  recurring jobs.

@@ -1,7 +1,7 @@
 -- Every table, its constraints and indexes.
 --
 -- Append-only, in a ring of sixteen segments: job, lease, outcome.
--- Small and mutable, for those who use the feature: scheduled, dead, straggler.
+-- Small and mutable, for those who use the feature: scheduled, dead, straggler, unique_key.
 -- Settings and bookkeeping: queue, line, segment, segment_lane, mark.
 -- The past: archive.
 
@@ -68,6 +68,10 @@ CREATE TABLE pgq.queue (
     paused boolean NOT NULL DEFAULT false,
     notify boolean NOT NULL,
     created_at timestamptz NOT NULL,
+    validator text,
+    unique_until text DEFAULT 'finished',
+    unique_for interval,
+    on_repeat text NOT NULL DEFAULT 'keep',
     CONSTRAINT queue_id_pkey PRIMARY KEY (id),
     CONSTRAINT queue_name_key UNIQUE (name),
     CONSTRAINT queue_name_check CHECK (length(name) BETWEEN 1 AND 128),
@@ -75,7 +79,11 @@ CREATE TABLE pgq.queue (
     CONSTRAINT queue_max_attempts_check CHECK (max_attempts > 0),
     CONSTRAINT queue_backoff_check CHECK (backoff >= '0' AND backoff_max >= backoff),
     CONSTRAINT queue_retention_check CHECK (retention >= '0'),
-    CONSTRAINT queue_shards_check CHECK (shards BETWEEN 1 AND 64 AND lanes >= shards)
+    CONSTRAINT queue_shards_check CHECK (shards BETWEEN 1 AND 64 AND lanes >= shards),
+    CONSTRAINT queue_unique_check CHECK (num_nonnulls(unique_until, unique_for) = 1),
+    CONSTRAINT queue_unique_until_check CHECK (unique_until IN ('finished', 'claimed')),
+    CONSTRAINT queue_unique_for_check CHECK (unique_for > '0'),
+    CONSTRAINT queue_on_repeat_check CHECK (on_repeat IN ('keep', 'replace', 'debounce'))
 );
 COMMENT ON TABLE pgq.queue IS 'Queues and their settings. Change them with pgq.alter_queue';
 COMMENT ON COLUMN pgq.queue.id IS 'Number of the queue, part of its lanes'' ids';
@@ -90,6 +98,10 @@ COMMENT ON COLUMN pgq.queue.lanes IS 'Lanes per priority that claims look into: 
 COMMENT ON COLUMN pgq.queue.paused IS 'Claims return nothing while true';
 COMMENT ON COLUMN pgq.queue.notify IS 'Whether enqueue wakes waiting workers with NOTIFY';
 COMMENT ON COLUMN pgq.queue.created_at IS 'When the queue was created';
+COMMENT ON COLUMN pgq.queue.validator IS 'Function that checks payloads, as in ''app.check(jsonb)''; null: all are good';
+COMMENT ON COLUMN pgq.queue.unique_until IS 'How far a job holds its unique key: finished or claimed; null: see unique_for';
+COMMENT ON COLUMN pgq.queue.unique_for IS 'How long a job holds its unique key after it was enqueued, whatever becomes of it';
+COMMENT ON COLUMN pgq.queue.on_repeat IS 'What a repeat does to a job not yet claimed: keep, replace or debounce';
 
 -- A lane is one queue, one priority, one shard; its id says which: queue << 16 | (priority + 128) << 8 | shard. Shard 0
 -- is the front of the line: released, expired and carried jobs, taken before all others of their priority. The lanes of
@@ -388,6 +400,23 @@ COMMENT ON COLUMN pgq.straggler.finished_at IS 'When the attempt ended; null: it
 COMMENT ON COLUMN pgq.straggler.kind IS 'How it ended';
 COMMENT ON COLUMN pgq.straggler.result IS 'What the handler returned';
 COMMENT ON COLUMN pgq.straggler.error IS 'Why it failed';
+
+CREATE TABLE pgq.unique_key (
+    queue_id int NOT NULL,
+    key text NOT NULL,
+    job_id bigint NOT NULL,
+    until_claimed boolean NOT NULL,
+    held_until timestamptz,
+    CONSTRAINT unique_key_queue_id_key_pkey PRIMARY KEY (queue_id, key)
+);
+CREATE INDEX unique_key_job_id_idx ON pgq.unique_key (job_id);
+CREATE INDEX unique_key_held_until_idx ON pgq.unique_key (held_until) WHERE held_until IS NOT NULL;
+COMMENT ON TABLE pgq.unique_key IS 'The last job with each unique key; it holds the key or no longer, and the row goes later';
+COMMENT ON COLUMN pgq.unique_key.queue_id IS 'The queue';
+COMMENT ON COLUMN pgq.unique_key.key IS 'What the application calls one and the same';
+COMMENT ON COLUMN pgq.unique_key.job_id IS 'Job id';
+COMMENT ON COLUMN pgq.unique_key.until_claimed IS 'Whether the key is free as soon as the job is claimed';
+COMMENT ON COLUMN pgq.unique_key.held_until IS 'Until when the key is held, whatever becomes of the job; null: as long as it lives';
 
 -- The past ------------------------------------------------------------------------------------------------------------
 

@@ -105,11 +105,12 @@ CREATE FUNCTION pgq._enqueue(
 AS $$
 BEGIN
     PERFORM pgq._require('payload', payload IS NOT NULL OR NULL, 'JSON; the JSON null is written ''null''');
-    IF unique_key IS NOT NULL OR group_key IS NOT NULL THEN
-        PERFORM pgq._not_yet(CASE WHEN unique_key IS NOT NULL THEN 'unique_key' ELSE 'group_key' END);
+    IF unique_key IS NOT NULL THEN
+        RETURN (pgq.enqueue_unique(queue, payload, task, priority, run_at, delay, max_attempts, unique_key, group_key, headers)).id;
     END IF;
     RETURN (
-        SELECT e FROM pgq.enqueue_many(queue, ARRAY[payload], task, priority, run_at, delay, max_attempts, NULL, headers) e
+        SELECT e FROM pgq.enqueue_many(queue, ARRAY[payload], task, priority, run_at, delay, max_attempts,
+            CASE WHEN group_key IS NOT NULL THEN ARRAY[group_key] END, headers) e
     );
 END;
 $$;
@@ -145,9 +146,9 @@ BEGIN
     THEN
         RETURN pgq._enqueue(queue, payload, task, priority, run_at, delay, max_attempts, unique_key, group_key, headers);
     END IF;
-    SELECT q.id, q.shards INTO v_queue, v_shards FROM pgq.queue q WHERE q.name = enqueue.queue;
+    SELECT q.id, q.shards INTO v_queue, v_shards FROM pgq.queue q WHERE q.name = enqueue.queue AND q.validator IS NULL;
     IF v_queue IS NULL THEN
-        PERFORM pgq._find_queue(queue);
+        RETURN pgq._enqueue(queue, payload, task, priority, run_at, delay, max_attempts, unique_key, group_key, headers);
     END IF;
     v_id := nextval('pgq.job_id');
     INSERT INTO pgq.job (lane, xid, id, enqueued_at, slot, attempt, task, payload)
@@ -170,7 +171,62 @@ $$;
 COMMENT ON FUNCTION pgq.enqueue(text, jsonb, text, int, timestamptz, interval, int, text, text, jsonb) IS
     'Adds a job to a queue as part of the caller''s transaction and returns its id. priority: -100 runs first, 100 last. '
     'run_at or delay: not before then. max_attempts: instead of the queue''s. headers: a JSON object for metadata. '
-    'Raises PQ002 if there is no such queue, 22023 and 22004 for bad arguments';
+    'unique_key: not if a job of the queue holds it; see pgq.enqueue_unique. Raises PQ002 if there is no such queue, PQ004 '
+    'if its validator refuses the payload, 22023 and 22004 for bad arguments';
+
+CREATE FUNCTION pgq._check_payloads(payloads jsonb[]) RETURNS void
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    PERFORM pgq._require('payloads', payloads IS NOT NULL OR NULL, 'an array of JSON');
+    PERFORM pgq._require('each of payloads', array_position(payloads, NULL) IS NULL OR NULL,
+        'JSON; the JSON null is written ''null''');
+END;
+$$;
+COMMENT ON FUNCTION pgq._check_payloads(jsonb[]) IS 'Raises 22004';
+
+-- Puts new jobs with these ids where they belong: into the open segment, or to the scheduled ones.
+CREATE FUNCTION pgq._add_jobs(
+    ids bigint[], queue text, payloads jsonb[], task text, priority int, run_at timestamptz, max_attempts int,
+    group_keys text[], headers jsonb
+) RETURNS void
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_slot int;
+    v_queue pgq.queue;
+BEGIN
+    PERFORM pgq._check_job(priority, max_attempts, headers);
+    IF group_keys IS NOT NULL THEN
+        PERFORM pgq._not_yet('group_key');
+    END IF;
+    v_slot := pgq._hold();
+    v_queue := pgq._producing(queue);
+    IF v_queue.validator IS NOT NULL THEN
+        PERFORM pgq._validate(v_queue, payloads, task);
+    END IF;
+    IF cardinality(ids) = 0 THEN
+        RETURN;
+    END IF;
+    IF run_at > pgq._now() THEN
+        INSERT INTO pgq.scheduled (run_at, id, lane, enqueued_at, attempt, max_attempts, task, payload, headers)
+        SELECT _add_jobs.run_at, u.id, pgq._lane(v_queue.id, _add_jobs.priority, (u.id % v_queue.shards)::int + 1),
+            pgq._now(), 1, _add_jobs.max_attempts, _add_jobs.task, u.payload, _add_jobs.headers
+        FROM unnest(ids, payloads) u (id, payload);
+        RETURN;
+    END IF;
+    IF priority <> 0 THEN
+        PERFORM pgq._add_line(pgq._lane(v_queue.id, priority, 1));
+    END IF;
+    INSERT INTO pgq.job (lane, xid, id, enqueued_at, slot, attempt, max_attempts, task, payload, headers)
+    SELECT pgq._lane(v_queue.id, _add_jobs.priority, (u.id % v_queue.shards)::int + 1), pg_current_xact_id(), u.id,
+        pgq._now(), v_slot, 1, _add_jobs.max_attempts, _add_jobs.task, u.payload, _add_jobs.headers
+    FROM unnest(ids, payloads) u (id, payload);
+    PERFORM pgq._wake(v_queue.id, queue);
+END;
+$$;
+COMMENT ON FUNCTION pgq._add_jobs(bigint[], text, jsonb[], text, int, timestamptz, int, text[], jsonb) IS
+    'Adds jobs to a queue; raises PQ002, PQ004, 22004, 22023';
 
 CREATE FUNCTION pgq.enqueue_many(
     queue text,
@@ -187,59 +243,12 @@ CREATE FUNCTION pgq.enqueue_many(
 AS $$
 DECLARE
     v_ids bigint[];
-    v_slot int;
-    v_queue pgq.queue;
 BEGIN
-    PERFORM pgq._check_job(priority, max_attempts, headers);
-    PERFORM pgq._require('payloads', payloads IS NOT NULL OR NULL, 'an array of JSON');
-    PERFORM pgq._require('each of payloads', array_position(payloads, NULL) IS NULL OR NULL,
-        'JSON; the JSON null is written ''null''');
-    IF group_keys IS NOT NULL THEN
-        PERFORM pgq._not_yet('group_keys');
-    END IF;
-    run_at := pgq._due(run_at, delay);
-    IF run_at > pgq._now() THEN
-        RETURN QUERY SELECT * FROM pgq._schedule(queue, payloads, task, priority, run_at, max_attempts, headers);
-        RETURN;
-    END IF;
-
-    v_slot := pgq._hold();
-    v_queue := pgq._producing(queue);
-    IF cardinality(payloads) = 0 THEN
-        RETURN;
-    END IF;
-    IF priority <> 0 THEN
-        PERFORM pgq._add_line(pgq._lane(v_queue.id, priority, 1));
-    END IF;
+    PERFORM pgq._check_payloads(payloads);
     v_ids := ARRAY(SELECT nextval('pgq.job_id') FROM generate_series(1, cardinality(payloads)));
-    INSERT INTO pgq.job (lane, xid, id, enqueued_at, slot, attempt, max_attempts, task, payload, headers)
-    SELECT pgq._lane(v_queue.id, enqueue_many.priority, (u.id % v_queue.shards)::int + 1), pg_current_xact_id(), u.id,
-        pgq._now(), v_slot, 1, enqueue_many.max_attempts, enqueue_many.task, u.payload, enqueue_many.headers
-    FROM unnest(v_ids, payloads) u (id, payload);
-    PERFORM pgq._wake(v_queue.id, queue);
+    PERFORM pgq._add_jobs(v_ids, queue, payloads, task, priority, pgq._due(run_at, delay), max_attempts, group_keys, headers);
     RETURN QUERY SELECT u.id FROM unnest(v_ids) u (id);
 END;
 $$;
 COMMENT ON FUNCTION pgq.enqueue_many(text, jsonb[], text, int, timestamptz, interval, int, text[], jsonb) IS
     'Adds one job per payload, as pgq.enqueue does, and returns their ids in the order of payloads';
-
-CREATE FUNCTION pgq._schedule(
-    queue text, payloads jsonb[], task text, priority int, run_at timestamptz, max_attempts int, headers jsonb
-) RETURNS SETOF bigint
-    LANGUAGE plpgsql
-AS $$
-DECLARE
-    v_queue pgq.queue;
-BEGIN
-    PERFORM pgq._hold();
-    v_queue := pgq._producing(queue);
-    RETURN QUERY
-    INSERT INTO pgq.scheduled AS s (run_at, id, lane, enqueued_at, attempt, max_attempts, task, payload, headers)
-    SELECT _schedule.run_at, u.id, pgq._lane(v_queue.id, _schedule.priority, (u.id % v_queue.shards)::int + 1),
-        pgq._now(), 1, _schedule.max_attempts, _schedule.task, u.payload, _schedule.headers
-    FROM (SELECT nextval('pgq.job_id'), p.payload FROM unnest(payloads) p (payload)) u (id, payload)
-    RETURNING s.id;
-END;
-$$;
-COMMENT ON FUNCTION pgq._schedule(text, jsonb[], text, int, timestamptz, int, jsonb) IS
-    'Keeps jobs until they are due; returns their ids in the order of payloads';

@@ -269,7 +269,7 @@ DECLARE
     v_to timestamptz;
     v_complete boolean;
 BEGIN
-    IF NOT EXISTS (SELECT FROM pgq.queue q WHERE q.retention > '0') THEN
+    IF NOT EXISTS (SELECT FROM pgq.queue q WHERE q.retention > '0') AND NOT EXISTS (SELECT FROM pgq.unique_key) THEN
         RETURN true;
     END IF;
     EXECUTE format($sql$
@@ -315,6 +315,22 @@ BEGIN
                 AND q.retention > '0' AND o.kind NOT IN ('released', 'carried', 'moved', 'split')
         $sql$, slot)
         USING v_after, v_last;
+        IF EXISTS (SELECT FROM pgq.unique_key) THEN
+            EXECUTE format($sql$
+                SELECT pgq._drop_keys(array_agg(e.id))
+                FROM pgq.outcome_%1$s o
+                CROSS JOIN LATERAL (
+                    SELECT o.job_id AS id WHERE o.job_id > 0
+                    UNION ALL
+                    SELECT unnest(l.job_ids) FROM pgq.lease_%1$s l WHERE o.job_id = 0 AND l.id = o.lease_id
+                ) e
+                WHERE o.ctid > $1 AND o.ctid <= $2 AND (
+                    o.kind IN ('done', 'dead', 'cancelled')
+                    OR o.kind = 'expired' AND EXISTS (SELECT FROM pgq.dead d WHERE d.id = o.job_id)
+                )
+            $sql$, slot)
+            USING v_after, v_last;
+        END IF;
     END IF;
     UPDATE pgq.segment s SET archived_to = coalesce(v_last, format('(%s,0)', v_end)::tid) WHERE s.slot = _archive_segment.slot;
     RETURN v_complete IS NOT FALSE AND v_end >= v_blocks;
@@ -768,7 +784,7 @@ BEGIN
 
     PERFORM pgq._archive_stragglers();
     IF pgq._due_again('tidy', '1 minute') THEN
-        PERFORM pgq._archive_drop();
+        PERFORM pgq._archive_drop(), pgq._tidy_keys();
         DELETE FROM pgq.line l USING pgq.line d
         WHERE d.queue_id = l.queue_id AND d.lane = l.lane AND d.ctid < l.ctid;
     END IF;

@@ -147,8 +147,12 @@ BEGIN
             END LOOP;
         END LOOP;
     END LOOP;
-    DELETE FROM pgq.scheduled s WHERE s.lane >> 16 = queue.id;
-    GET DIAGNOSTICS v_count = ROW_COUNT;
+    WITH gone AS (
+        DELETE FROM pgq.scheduled s WHERE s.lane >> 16 = queue.id RETURNING s.id
+    ), freed AS (
+        DELETE FROM pgq.unique_key k USING gone g WHERE k.job_id = g.id AND k.held_until IS NULL
+    )
+    SELECT count(*) INTO v_count FROM gone;
     RETURN v_total + v_count;
 END;
 $$;
@@ -237,6 +241,7 @@ BEGIN
     UPDATE pgq.straggler s SET kind = 'cancelled', finished_at = pgq._now() WHERE s.lane >> 16 = v_queue.id AND s.kind IS NULL;
     DELETE FROM pgq.dead d WHERE d.lane >> 16 = v_queue.id;
     DELETE FROM pgq.line l WHERE l.queue_id = v_queue.id;
+    DELETE FROM pgq.unique_key k WHERE k.queue_id = v_queue.id;
     DELETE FROM pgq.queue q WHERE q.id = v_queue.id;
 END;
 $$;

@@ -28,8 +28,54 @@ COMMENT ON COLUMN pgq.job_state.finished_at IS 'When the job ended';
 COMMENT ON COLUMN pgq.job_state.result IS 'What the handler returned';
 COMMENT ON COLUMN pgq.job_state.error IS 'The last error';
 
--- The rows of a job in segment 0. One has been taken if its lane's position has passed it. Then the lease is looked for
--- from the newest back.
+-- The lease under which a job's row was taken that its lane's position has passed: the first one whose position is not
+-- before the row's. Positions grow with the lease ids, so it is found by halving; walking there would take a step for
+-- each claim since. But a row whose transaction ended late was taken by some later lease; that one is walked to.
+CREATE FUNCTION pgq._lease_of_0(lane bigint, xid xid8, job bigint, attempt int) RETURNS bigint
+    LANGUAGE plpgsql STABLE
+AS $$
+BEGIN
+    RETURN (
+        WITH RECURSIVE search (low, high, found) AS (
+            SELECT b.first - 1, b.last, b.last
+            FROM (
+                SELECT
+                    (SELECT l.id FROM pgq.lease_0 l WHERE l.lane = _lease_of_0.lane ORDER BY l.lane, l.id LIMIT 1),
+                    (SELECT l.id FROM pgq.lease_0 l WHERE l.lane = _lease_of_0.lane ORDER BY l.lane DESC, l.id DESC LIMIT 1)
+            ) b (first, last)
+            UNION ALL
+            SELECT CASE WHEN n.before THEN n.id ELSE s.low END,
+                CASE WHEN n.before THEN s.high ELSE s.low + (s.high - s.low) / 2 END,
+                CASE WHEN n.before OR n.id > s.high THEN s.found ELSE n.id END
+            FROM search s
+            CROSS JOIN LATERAL (
+                SELECT l.id, (l.cursor_xid, l.cursor_id) < (_lease_of_0.xid, job) AS before FROM pgq.lease_0 l
+                WHERE l.lane = _lease_of_0.lane AND l.id > s.low + (s.high - s.low) / 2
+                ORDER BY l.lane, l.id LIMIT 1
+            ) n
+            WHERE s.low < s.high
+        )
+        SELECT coalesce(
+            (
+                SELECT l.id FROM pgq.lease_0 l
+                WHERE l.id = (SELECT min(s.found) FROM search s) AND job = ANY (l.job_ids)
+                    AND xid <> ALL (coalesce(l.open_xids, '{}'))
+            ), (
+                SELECT l.id FROM pgq.lease_0 l
+                WHERE l.lane = _lease_of_0.lane AND job = ANY (l.job_ids)
+                    AND coalesce(l.attempts[array_position(l.job_ids, job)], 1) = attempt
+                ORDER BY l.lane DESC, l.id DESC
+                LIMIT 1
+            )
+        )
+    );
+END;
+$$;
+COMMENT ON FUNCTION pgq._lease_of_0(bigint, xid8, bigint, int) IS 'The lease in segment 0 under which a job was taken; null: none';
+
+SELECT pgq._for_each_slot('pgq._lease_of_0(bigint,xid8,bigint,int)');
+
+-- The rows of a job in segment 0. One has been taken if its lane's position has passed it.
 CREATE FUNCTION pgq._find_0(job bigint) RETURNS SETOF pgq.job_state
     LANGUAGE plpgsql STABLE
 AS $$
@@ -42,8 +88,8 @@ BEGIN
             WHEN o.kind IN ('done', 'cancelled') THEN o.kind::text
             ELSE 'gone'
         END,
-        j.attempt::int, j.enqueued_at, NULL::timestamptz, l.claimed_at, o.at, coalesce(o.result, o.results[l.position]),
-        coalesce(o.error, j.history -> -1 ->> 'error')
+        j.attempt::int, j.enqueued_at, NULL::timestamptz, l.claimed_at, o.at,
+        coalesce(o.result, o.results[array_position(l.job_ids, job)]), coalesce(o.error, j.history -> -1 ->> 'error')
     FROM (
         -- A redriven job begins again with attempt 1, and a longer history; one that was released twice is there twice.
         SELECT DISTINCT ON (j.lane, j.attempt) * FROM pgq.job_0 j WHERE j.id = job
@@ -54,16 +100,9 @@ BEGIN
         SELECT l.cursor_xid, l.cursor_id, l.open_xids, l.late_xid, l.late_id
         FROM pgq.lease_0 l WHERE l.lane = j.lane ORDER BY l.lane DESC, l.id DESC LIMIT 1
     ) c ON true
-    LEFT JOIN LATERAL (
-        SELECT l.id, l.claimed_at, array_position(l.job_ids, job) AS position
-        FROM pgq.lease_0 l
-        WHERE l.lane = j.lane AND job = ANY (l.job_ids)
-            AND coalesce(l.attempts[array_position(l.job_ids, job)], 1) = j.attempt
-            AND (j.xid, j.id) <= (c.cursor_xid, c.cursor_id)
-            AND (j.xid <> ALL (coalesce(c.open_xids, '{}')) OR j.xid = c.late_xid AND j.id <= c.late_id)
-        ORDER BY l.lane DESC, l.id DESC
-        LIMIT 1
-    ) l ON true
+    LEFT JOIN pgq.lease_0 l ON (j.xid, j.id) <= (c.cursor_xid, c.cursor_id)
+        AND (j.xid <> ALL (coalesce(c.open_xids, '{}')) OR j.xid = c.late_xid AND j.id <= c.late_id)
+        AND l.id = pgq._lease_of_0(j.lane, j.xid, j.id, j.attempt::int) AND l.job_ids IS NOT NULL
     LEFT JOIN pgq.outcome_0 o ON o.lease_id = l.id AND o.job_id IN (0, j.id) AND o.kind <> 'split';
 END;
 $$;

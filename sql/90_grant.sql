@@ -35,7 +35,7 @@ CREATE FUNCTION pgq.grant_producer(role regrole) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    PERFORM pgq._grant(role, '{pgq.enqueue, pgq.enqueue_many, pgq.version}');
+    PERFORM pgq._grant(role, '{pgq.enqueue, pgq.enqueue_many, pgq.enqueue_unique, pgq.enqueue_unique_many, pgq.version}');
 END;
 $$;
 COMMENT ON FUNCTION pgq.grant_producer(regrole) IS 'Lets a role enqueue';
@@ -61,7 +61,7 @@ BEGIN
     PERFORM pgq.grant_producer(role);
     PERFORM pgq.grant_consumer(role);
     PERFORM pgq._grant(role, '{
-        pgq.create_queue, pgq.alter_queue, pgq.drop_queue, pgq.pause, pgq.resume, pgq.purge, pgq.redrive, pgq.cancel,
+        pgq.create_queue, pgq.alter_queue, pgq.set_unique, pgq.drop_queue, pgq.pause, pgq.resume, pgq.purge, pgq.redrive, pgq.cancel,
         pgq.schedule, pgq.unschedule, pgq.job_status, pgq.stats, pgq.doctor,
         pgq.grant_producer, pgq.grant_consumer, pgq.grant_admin
     }');

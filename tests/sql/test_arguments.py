@@ -152,7 +152,6 @@ CASES: dict[str, list[str]] = {
         ],
     ],
     "0A000": [
-        "enqueue('q', unique_key => 'k')",
         "enqueue('q', group_key => 'k')",
         "enqueue_many('q', '{1}', group_keys => '{k}')",
         "snooze(1, 1, '1 hour')",

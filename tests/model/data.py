@@ -132,6 +132,20 @@ class Ending(Row):
     error: str | None = None
 
 
+@dataclass(eq=False)
+class Key(Row):
+    """The last job that was given a unique key. Whether it still holds it depends on where the job is."""
+
+    queue: int
+    name: str
+    job: int
+    until_claimed: bool
+
+    def held_by(self, place: Place | None) -> bool:
+        states = {"scheduled", "ready"} if self.until_claimed else {"scheduled", "ready", "running"}
+        return place is not None and place.state in states and not (self.until_claimed and place.attempt > 1)
+
+
 @dataclass(frozen=True)
 class Expect:
     """What a call must come back with. Without an error it succeeds, unless another transaction may hold it up."""

@@ -26,6 +26,8 @@ NOT_DRIVEN = {
     "grant_producer": "rights are held against a golden matrix, in tests/security",
     "grant_consumer": "rights are held against a golden matrix, in tests/security",
     "grant_admin": "rights are held against a golden matrix, in tests/security",
+    "set_unique": "a default of enqueue_unique; tests/sql/test_unique.py",
+    "set_validator": "tests/sql/test_validators.py",
 }
 DRIVEN: dict[str, str] = {}
 
@@ -240,6 +242,20 @@ class Machine(RuleBasedStateMachine):
         if at is not None and "delay" not in options:
             options = {**options, "run_at": self.world.model.now + timedelta(seconds=at - 300)}
         self.world.enqueue_many(who, QUEUES[queue], count, **options)
+        self.after(who)
+
+    @drives("enqueue_unique", "enqueue_unique_many")
+    @rule(
+        who=who,
+        queue=queue,
+        keys=st.lists(st.sampled_from([None, "a", "a", "b", "b"]), min_size=1, max_size=3) | st.just(["a"]),
+        options=st.just({}) | job_options,
+        unique_until=st.sampled_from([None, None, "claimed"]),
+    )
+    def enqueue_unique(
+        self, who: int, queue: int, keys: list[str | None], options: dict[str, Any], unique_until: str | None
+    ) -> None:
+        self.world.enqueue_unique(who, QUEUES[queue], keys, unique_until=unique_until, **options)
         self.after(who)
 
     # Claiming and settling --------------------------------------------------------------------------------------------

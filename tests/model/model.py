@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from typing import Any, TypeVar
 
-from tests.model.data import Call, Ending, Expect, Expiry, Failure, Job, Lease, Look, Place, Queue, Settings
+from tests.model.data import Call, Ending, Expect, Expiry, Failure, Job, Key, Lease, Look, Place, Queue, Settings
 from tests.model.order import Line, check_claim
 from tests.model.transactions import (
     NEVER,
@@ -58,6 +58,7 @@ class Model:
     jobs: dict[int, Job] = field(default_factory=dict)
     queues: list[Queue] = field(default_factory=list)
     leases: dict[int, Lease] = field(default_factory=dict)
+    keys: list[Key] = field(default_factory=list)
     endings: list[Ending] = field(default_factory=list)
     open: list[Transaction] = field(default_factory=list)
     prepared: dict[str, Transaction] = field(default_factory=dict)
@@ -191,17 +192,30 @@ class Model:
         found = self.queue(tx, queue)
         ids = yield self._producing(tx, found)
         assert found
+        assert ids == sorted(set(ids)), f"ids out of order: {ids}"
+        assert len(ids) == len(payloads)
+        self._add_jobs(tx, found, ids, payloads, run_at=run_at, delay=delay, **properties)
+
+    def _add_jobs(
+        self,
+        tx: Transaction,
+        queue: Queue,
+        ids: Sequence[int],
+        payloads: Sequence[Any],
+        *,
+        run_at: datetime | None = None,
+        delay: timedelta | None = None,
+        **properties: Any,
+    ) -> None:
         if delay is not None:
             run_at = self.now + delay
         later = run_at is not None and run_at > self.now
-        assert ids == sorted(set(ids)), f"ids out of order: {ids}"
-        assert len(ids) == len(payloads)
         for id, payload in zip(ids, payloads, strict=True):
             taken = id in self.jobs and any(
                 place.born.state == "committed" or place.born in self.open for place in self.jobs[id].places
             )
             assert not taken, f"job id {id} was given out twice"
-            job = Job(id, found.serial, found.name, self.now, payload, **properties)
+            job = Job(id, queue.serial, queue.name, self.now, payload, **properties)
             place = Place(tx, None, job, "scheduled" if later else "ready", 1, self.events)
             place.run_at = run_at if later else None
             job.places.append(place)
@@ -209,7 +223,53 @@ class Model:
             tx.log.append(("born", place))
         tx.hold("jobs")
         if ids and not later:
-            self.wake(tx, found.serial)
+            self.wake(tx, queue.serial)
+
+    def enqueue_unique_many(
+        self,
+        tx: Transaction,
+        queue: str,
+        payloads: Sequence[Any],
+        keys: Sequence[str | None],
+        unique_until: str | None = None,
+        **properties: Any,
+    ) -> Call:
+        """Also pgq.enqueue_unique, which is the case of one payload."""
+        found = self.queue(tx, queue)
+        if not found or tx.snapshot is not None:
+            yield Expect(error="PQ003" if found else "PQ002")
+            return
+        rows = {name: self._key(tx, found.serial, name) for name in keys if name is not None}
+        held = {name: row.job for name, row in rows.items() if row and row.held_by(self.place(tx, row.job))}
+        taken = [name for name in rows if name not in held]
+        must = any(self._being_taken(tx, found.serial, name) for name in taken)
+        expect = self._producing(tx, found)
+        answers: list[tuple[int, bool]] = yield replace(
+            expect, must_wait=expect.must_wait or must, may_wait=bool(taken) and self.held_up(tx, "ring")
+        )
+        seen = set(held)
+        for name, (id, inserted) in zip(keys, answers, strict=True):
+            assert inserted == (name not in seen), f"key {name}: {answers}, while {held} are held"
+            assert name not in held or id == held[name], f"key {name}: {answers}, while {held} are held"
+            if name is not None:
+                seen.add(name)
+                held[name] = id
+            if inserted and name is not None:
+                if row := rows[name]:
+                    row.died = tx
+                    tx.log.append(("died", row))
+                key = Key(tx, None, found.serial, name, id, unique_until == "claimed")
+                self.keys.append(key)
+                tx.log.append(("born", key))
+        new = [(id, payload) for (id, inserted), payload in zip(answers, payloads, strict=True) if inserted]
+        self._add_jobs(tx, found, [id for id, _ in new], [payload for _, payload in new], **properties)
+
+    def _key(self, viewer: Transaction, queue: int, name: str) -> Key | None:
+        return first_visible(viewer, [key for key in self.keys if (key.queue, key.name) == (queue, name)])
+
+    def _being_taken(self, tx: Transaction, queue: int, name: str) -> bool:
+        """Whether another session has taken the key and not yet committed."""
+        return any(k.born in self.others(tx) for k in self.keys if (k.queue, k.name) == (queue, name))
 
     def _producing(self, tx: Transaction, queue: Queue | None) -> Expect:
         if not queue:

@@ -204,6 +204,23 @@ class World:
         )
         return [] if isinstance(value, Refused) else list(value)
 
+    def enqueue_unique(self, who: int, queue: str, keys: Sequence[str | None], **named: Any) -> Any:
+        """Several with pgq.enqueue_unique_many; one, if it has a key, with pgq.enqueue_unique."""
+        named = _given(named)
+        payloads = self._next_payloads(len(keys))
+        json = [Jsonb(payload) for payload in payloads]
+        single = len(keys) == 1 and keys[0] is not None
+        return self.run(
+            who,
+            lambda tx: self.model.enqueue_unique_many(tx, queue, payloads, keys, **named),
+            "enqueue_unique" if single else "enqueue_unique_many",
+            queue,
+            json[0] if single else json,
+            read=lambda rows: rows,
+            **({"unique_key": keys[0]} if single else {"unique_keys": list(keys)}),
+            **_adapted(named),
+        )
+
     def _next_payloads(self, count: int) -> list[dict[str, int]]:
         self.payloads += count
         return [{"n": self.payloads - n} for n in reversed(range(count))]

@@ -1,0 +1,23 @@
+"""What docs/features.md shows works as shown."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+from tests.cluster import Cluster
+
+PAGE = (Path(__file__).parents[2] / "docs/features.md").read_text()
+
+
+def test_the_examples_run_in_their_order(cluster: Cluster, dsn: str) -> None:
+    """Each block of SQL prints what the block of text after it says; those without one only have to work."""
+    blocks = re.findall(r"^```sql\n(.*?)^```$(?:\n+^```text\n(.*?)^```$)?", PAGE, re.DOTALL | re.MULTILINE)
+    script = "\n".join(f"{sql}\n\\echo end of block" for sql, _ in blocks)
+    command = [str(cluster.program("psql")), "-XAtq", "-v", "ON_ERROR_STOP=1", "-f", "-", dsn]
+    done = subprocess.run(command, input=script, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    printed = done.stdout.split("end of block\n")
+    for (sql, expected), found in zip(blocks, printed, strict=False):
+        assert not expected or [line for line in found.splitlines() if line] == expected.splitlines(), sql

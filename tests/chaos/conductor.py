@@ -21,7 +21,7 @@ from tests.chaos.checker import check
 from tests.chaos.clients.cast import CAST, REAL_WORKERS
 from tests.chaos.clients.queues import QUEUES, SETTINGS
 from tests.chaos.drain import drain, retire
-from tests.chaos.history import Effect, Operation, Recorder, load
+from tests.chaos.history import Effect, Operation, Recorder, added, load
 from tests.chaos.install import ROLE, install
 from tests.chaos.processes import Actor, Performer, RealWorker
 from tests.chaos.proxy import BREAKS, Fault, Proxy
@@ -309,8 +309,7 @@ class Round:
         ahead = drain(session, list(QUEUES), self._ahead)
         retire(session, ahead)
         history = load(self.folder)
-        enqueued = [o for name in ("enqueue", "enqueue_many") for o in history if o.name == name]
-        sure = [id for operation in enqueued if operation.effect is Effect.YES for id in operation.result]
+        sure = [id for operation in history if operation.effect is Effect.YES for id in added(operation)]
         self.result.jobs = len(sure)
         state = dump.read(session.connection, sure[:: max(len(sure) // LOOKED_AT, 1)])
         session.close()

@@ -82,6 +82,15 @@ class Operation:
         )
 
 
+def added(operation: Operation) -> list[int]:
+    """The ids of the jobs that a call has added, if it was answered."""
+    if not operation.ok:
+        return []
+    if operation.name == "enqueue_unique":
+        return [id for id, inserted in operation.result if inserted]
+    return list(operation.result) if operation.name in ("enqueue", "enqueue_many") else []
+
+
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) < 160 else text[:157] + "…"

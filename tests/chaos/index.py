@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
 
@@ -21,6 +21,10 @@ ENDS = {
     "release": "released",
 }
 """What the calls that end an attempt make of it; a rejected one may be dead as well."""
+
+
+DURABLE = ("enqueue", "enqueue_many", "enqueue_unique", "ack", "ack_many", "reject")
+"""Calls whose commit is always waited for."""
 
 
 @dataclass(eq=False, slots=True)
@@ -153,6 +157,14 @@ class Index:
                 if id is not None and operation.effect is Effect.YES:
                     job.id = id
                     self._known(job, id)
+        for operation in self.named["enqueue_unique"]:
+            payload = operation.args["payload"]
+            id, inserted = operation.result[0] if operation.ok else (None, True)
+            # One that was not added must not be seen anywhere.
+            by = operation if inserted else replace(operation, effect=Effect.NO)
+            job = self.jobs[payload["k"]] = Job(payload["k"], operation.args["queue"], payload, by)
+            if id is not None and by.effect is Effect.YES:
+                self._known(job, id)
 
     def _known(self, job: Job, id: int) -> None:
         job.ids.add(id)
@@ -214,11 +226,7 @@ class Index:
 
     def _add_crashes(self) -> None:
         self.crashes = sorted(self.named["crash"], key=lambda o: o.began)
-        durable = sorted(
-            o.ended
-            for o in self.operations
-            if o.ok and o.effect is Effect.YES and o.name in ("enqueue", "enqueue_many", "ack", "ack_many", "reject")
-        )
+        durable = sorted(o.ended for o in self.operations if o.ok and o.effect is Effect.YES and o.name in DURABLE)
         self._crash_began = [crash.began for crash in self.crashes]
         # What was committed before a commit that was waited for began has reached the disk before the crash.
         flushed = [durable[n - 1] if (n := bisect_left(durable, began)) else 0 for began in self._crash_began]

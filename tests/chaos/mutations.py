@@ -283,6 +283,30 @@ MUTATIONS = (
         Kind.PRIORITY,
     ),
     Mutation(
+        "a key is nobody's",
+        stories.a_key_is_enqueued_again_and_again,
+        (Patch("_holds", "RETURN pgq._lives(key.job_id, key.until_claimed)", "RETURN false"),),
+        Kind.UNIQUE,
+    ),
+    Mutation(
+        "a key is free while its job runs",
+        stories.a_key_is_enqueued_again_and_again,
+        (Patch("_lives", "f.state IN ('ready', 'running')", "f.state IN ('ready')"),),
+        Kind.UNIQUE,
+    ),
+    Mutation(
+        "a key is held for ever",
+        stories.a_key_is_enqueued_again_and_again,
+        (Patch("_holds", "RETURN pgq._lives(key.job_id, key.until_claimed)", "RETURN true"),),
+        Kind.UNIQUE,
+    ),
+    Mutation(
+        "a key is taken without being written down",
+        stories.a_key_is_enqueued_again_and_again,
+        (Patch("_take_key", "INSERT INTO pgq.unique_key SELECT wanted.* ON CONFLICT DO NOTHING", "PERFORM"),),
+        Kind.UNIQUE,
+    ),
+    Mutation(
         "results are dropped",
         stories.jobs_are_done,
         (Patch(f"_settle_{_SLOT}", "'done', result", "'done', NULL"),),

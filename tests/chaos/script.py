@@ -67,6 +67,11 @@ class Script:
         outcome = {key: more.pop(key) for key in ("error", "lost") if key in more}
         self.call(client, "enqueue", {"queue": queue, "payload": {"k": token or f"j{id}"}, **more}, [id], **outcome)
 
+    def unique(self, id: int, key: str, token: str | None = None, *, inserted: bool = True) -> None:
+        """Enqueue with a unique key; not inserted: the id is that of the job that holds it."""
+        args = {"queue": "q", "payload": {"k": token or f"j{id}"}, "unique_key": key}
+        self.call("producer", "enqueue_unique", args, [[id, inserted]])
+
     def claim(self, *ids: int, attempt: int = 1, client: str = "worker", lease: int | None = None, **more: Any) -> int:
         """Claim these; returns the lease."""
         self._leases += 1

@@ -225,6 +225,13 @@ class Session:
         only: dict[str, Any] = {"payloads": [json.dumps(payload) for payload in payloads], **_as_json(args, "headers")}
         return [id for (id,) in self._function("enqueue_many", args, only=only)]
 
+    def enqueue_unique(self, queue: str, payload: Mapping[str, Any], unique_key: str, **options: Any) -> bool:
+        """Returns whether a job was added."""
+        args = {"queue": queue, "payload": payload, "unique_key": unique_key, **options}
+        only = _as_json(args, "payload", "headers")
+        ((_, inserted),) = self._function("enqueue_unique", args, "f.id, f.inserted", only)
+        return bool(inserted)
+
     def claim(self, queue: str, batch: int = 1, *, durable: bool | None = None, **options: Any) -> list[Job]:
         """durable: say that synchronous_commit is on; else a crash may undo the claim."""
         args = {"queue": queue, "batch": batch, **options}

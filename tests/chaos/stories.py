@@ -356,6 +356,30 @@ def jobs_have_priorities(world: World) -> None:
             worker.ack(job.id, job.lease)
 
 
+def a_key_is_enqueued_again_and_again(world: World) -> None:
+    producer, worker = world.session("producer"), world.session("worker")
+    producer.enqueue_unique("q", {"k": "a"}, "key")
+    producer.enqueue_unique("q", {"k": "b"}, "key")
+    (job,) = worker.claim("q")
+    producer.enqueue_unique("q", {"k": "c"}, "key")
+    worker.ack(job.id, job.lease)
+    worker.look()
+    producer.enqueue_unique("q", {"k": "d"}, "key")
+
+
+def a_key_is_taken_by_two_at_once(world: World) -> None:
+    one, two = world.session("one"), world.session("two")
+    one.begin()
+    one.enqueue_unique("q", {"k": "a"}, "key")
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(two.enqueue_unique, "q", {"k": "b"}, "key")
+        world.await_lock(two, waiting)
+        one.commit()
+        waiting.result()
+    one.look()
+    two.enqueue_unique("q", {"k": "c"}, "key")
+
+
 STORIES: tuple[Story, ...] = (
     an_ack_under_the_lease_of_another_job,
     a_batch_under_the_lease_of_another_job,
@@ -385,4 +409,6 @@ STORIES: tuple[Story, ...] = (
     a_queue_is_paused,
     jobs_wait_in_line,
     jobs_have_priorities,
+    a_key_is_enqueued_again_and_again,
+    a_key_is_taken_by_two_at_once,
 )

@@ -827,3 +827,52 @@ def the_server_crashes_by_itself(wrong: bool) -> Script:
     script = Script()
     script.call("conductor", "crashed_by_itself" if wrong else "crash", {})
     return script
+
+
+# Unique keys ----------------------------------------------------------------------------------------------------------
+
+
+@twins(Kind.UNIQUE)
+def two_jobs_of_a_key_are_live_at_once(wrong: bool) -> Script:
+    script = Script()
+    script.unique(1, "key")
+    if not wrong:
+        script.done(1)
+    script.unique(2, "key")
+    if wrong:
+        script.done(1)
+    script.done(2)
+    return script
+
+
+@twins(Kind.UNIQUE)
+def a_job_that_has_ended_holds_its_key(wrong: bool) -> Script:
+    script = Script()
+    script.unique(1, "key")
+    if wrong:
+        script.done(1)
+        script.call("worker", "look", {})  # so that the commit of its ack is known
+    script.unique(1, "key", token="again", inserted=False)
+    if not wrong:
+        script.done(1)
+    return script
+
+
+@twins(Kind.UNIQUE)
+def a_repeat_is_told_of_a_job_with_another_key(wrong: bool) -> Script:
+    script = Script()
+    script.unique(1, "key")
+    script.unique(1, "other" if wrong else "key", token="again", inserted=False)
+    script.done(1)
+    return script
+
+
+@twins(Kind.GHOST)
+def a_job_that_was_not_added_is_there(wrong: bool) -> Script:
+    script = Script()
+    script.unique(1, "key")
+    script.unique(1, "key", token="j2", inserted=False)
+    script.done(1)
+    if wrong:
+        script.done(2)
+    return script

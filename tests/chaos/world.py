@@ -14,7 +14,7 @@ import psycopg
 from tests.chaos import dump
 from tests.chaos.checker import check
 from tests.chaos.drain import drain, retire
-from tests.chaos.history import Recorder, load
+from tests.chaos.history import Recorder, added, load
 from tests.chaos.session import Session
 from tests.chaos.violations import Violation
 
@@ -64,7 +64,7 @@ class World:
         ahead = drain(self.conductor, ["q"], self._ahead, PATIENCE)
         retire(self.conductor, ahead, PATIENCE)
         operations = load(self.folder)
-        ids = [id for o in operations if o.name in ("enqueue", "enqueue_many") and o.ok for id in o.result]
+        ids = [id for operation in operations for id in added(operation)]
         return check(operations, dump.read(self.conductor.connection, ids))
 
     def close(self) -> None:

@@ -25,6 +25,8 @@ class Producer(Client):
             (30, self._single),
             (15, self._many),
             (10, self._later),
+            (12, self._unique),
+            (4, self._unique_in_transaction),
             (15, self._transaction),
             (6, self._rolled_back),
             (6, self._savepoints),
@@ -74,6 +76,20 @@ class Producer(Client):
     def _later(self) -> None:
         queue, options = self._where()
         self._put(queue, {**options, "delay": f"{self.dice.choice([50, 300, 1500])} ms"})
+
+    def _unique(self) -> None:
+        delay = {"delay": f"{self.dice.choice([50, 300])} ms"} if self.dice.random() < 0.2 else {}
+        self._session.enqueue_unique("keyed", self._payload(), f"key {self.dice.randrange(6)}", **delay)
+
+    def _unique_in_transaction(self) -> None:
+        """One key only: two transactions that take two in different order would wait for each other."""
+        self._session.begin()
+        self._unique()
+        self._put(*self._where())
+        if self.dice.random() < 0.3:
+            self._session.rollback()
+        else:
+            self._session.commit()
 
     def _transaction(self) -> None:
         self._session.begin()

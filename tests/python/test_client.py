@@ -45,6 +45,17 @@ def test_enqueue_claim_ack(face: Face) -> None:
     assert (state.state, state.result, state.attempt) == ("done", {"sent": True}, 1)
 
 
+def test_a_unique_key_gives_back_the_job_that_holds_it(face: Face) -> None:
+    first = face.enqueue_unique("q", {"n": 1}, unique_key="k")
+    assert first.inserted
+    assert face.enqueue_unique("q", {"n": 2}, unique_key="k") == (first.id, False)
+    assert face.enqueue("q", {"n": 2}, unique_key="k") == first.id
+    found = face.enqueue_unique_many("q", [1, 2, 3], ["k", None, "other"], unique_for=60)
+    assert [one.inserted for one in found] == [False, True, True]
+    face.set_unique("q", unique_until="claimed")
+    face.set_validator("q", None)
+
+
 def test_enqueue_many_returns_the_ids_in_order(face: Face) -> None:
     ids = face.enqueue_many("q", [{"n": n} for n in range(100)], task="t", priority=-3)
     jobs = {job.id: job for job in face.claim("q", 1000)}

@@ -15,6 +15,7 @@ _HOMES = {
     "AsyncClient": "client",
     "ClaimedJob": "client",
     "Client": "client",
+    "Enqueued": "client",
     "Finding": "client",
     "JobState": "client",
     "QueueStat": "client",
@@ -36,7 +37,7 @@ _HOMES = {
 
 if TYPE_CHECKING:
     from pgqueue.app import App, Job, Task
-    from pgqueue.client import AsyncClient, ClaimedJob, Client, Finding, JobState, QueueStat
+    from pgqueue.client import AsyncClient, ClaimedJob, Client, Enqueued, Finding, JobState, QueueStat
     from pgqueue.errors import (
         FeatureNotSupported,
         InvalidArgument,
@@ -59,6 +60,7 @@ __all__ = [
     "AsyncClient",
     "ClaimedJob",
     "Client",
+    "Enqueued",
     "FeatureNotSupported",
     "Finding",
     "InvalidArgument",

@@ -66,6 +66,13 @@ class HeldJob(NamedTuple):
     expires_in: float
 
 
+class Enqueued(NamedTuple):
+    """What became of a job with a unique key: ``id`` is its own, or that of the job that holds the key."""
+
+    id: int
+    inserted: bool
+
+
 class JobState(NamedTuple):
     """What is known about a job; ``result`` and ``error`` are those of its last finished attempt."""
 
@@ -133,6 +140,14 @@ def _values(rows: list[Row]) -> list[Any]:
 
 def _claimed(rows: list[Row]) -> list[ClaimedJob]:
     return list(map(ClaimedJob._make, rows))
+
+
+def _enqueued(rows: list[Row]) -> Enqueued:
+    return Enqueued._make(rows[0])
+
+
+def _all_enqueued(rows: list[Row]) -> list[Enqueued]:
+    return list(map(Enqueued._make, rows))
 
 
 def _state(rows: list[Row]) -> JobState | None:
@@ -238,6 +253,7 @@ _ARGUMENTS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "leases": _BIGINTS,
     "max_attempts": _INT,
     "notify": _BOOLEAN,
+    "on_repeat": _TEXT,
     "payload": ("jsonb", to_json),
     "payloads": ("text[]::jsonb[]", lambda values: list(map(to_json, values))),
     "priority": _INT,
@@ -253,7 +269,11 @@ _ARGUMENTS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "seal": _BOOLEAN,
     "shards": _INT,
     "task": _TEXT,
+    "unique_for": _DURATION,
     "unique_key": _TEXT,
+    "unique_keys": _TEXTS,
+    "unique_until": _TEXT,
+    "validator": ("regprocedure", _same),
     "worker": _TEXT,
 }
 # A setting of a queue has the name of something else.
@@ -313,7 +333,7 @@ def enqueue(
         run_at: not before this time.
         delay: not before this much time has passed (timedelta, seconds, or text like ``'5 minutes'``).
         max_attempts: how often it is tried before it is a dead letter; the queue's setting if left out.
-        unique_key: reserved.
+        unique_key: not if a job of the queue holds this key; then its id is returned. See :meth:`enqueue_unique`.
         group_key: reserved.
         headers: a JSON object that travels with the job.
         connection: enqueue in the transaction of this connection: the job exists if and only if it commits.
@@ -324,6 +344,7 @@ def enqueue(
     Raises:
         QueueNotFound: there is no such queue.
         InvalidArgument: an argument is out of range, or the payload is no JSON.
+        PayloadRejected: the queue's validator does not like the payload.
 
     Example:
         >>> client.enqueue("mail", {"to": "ann@example.com"}, task="send", delay=60)
@@ -359,6 +380,83 @@ def enqueue_many(
         [43, 44]
     """
     return _call(enqueue_many, locals(), _values)
+
+
+def enqueue_unique(
+    queue: str,
+    payload: Json = EMPTY,
+    *,
+    task: str | None = None,
+    priority: int | None = None,
+    run_at: datetime | None = None,
+    delay: Interval | None = None,
+    max_attempts: int | None = None,
+    unique_key: str,
+    group_key: str | None = None,
+    headers: Json = None,
+    unique_until: Literal["finished", "claimed"] | None = None,
+    unique_for: Interval | None = None,
+    on_repeat: Literal["keep", "replace", "debounce"] | None = None,
+    connection: AnyConnection | None = None,
+) -> Call[Enqueued]:
+    """Add a job unless another one in the queue holds its unique key. Other arguments as in :meth:`enqueue`.
+
+    Args:
+        unique_key: text of 1 to 1000 bytes.
+        unique_until: the job holds its key until it has ended, or until it is claimed; as the queue says if left out.
+        unique_for: or for so long after it was enqueued, whatever becomes of it.
+        on_repeat: what happens to a job that holds the key and has not been claimed: nothing, or it gets the new
+            payload, task and headers, or these and the new time to run; as the queue says if left out.
+
+    Returns:
+        The id of the job, or of the one that holds the key, and whether it was added.
+
+    Raises:
+        QueueNotFound: there is no such queue.
+        NotReadCommitted: the transaction is REPEATABLE READ or SERIALIZABLE.
+        InvalidArgument: an argument is out of range, or the payload is no JSON.
+        PayloadRejected: the queue's validator does not like the payload.
+
+    Example:
+        >>> client.enqueue_unique("reports", {"day": "2026-01-01"}, unique_key="daily")
+        Enqueued(id=44, inserted=True)
+    """
+    return _call(enqueue_unique, locals(), _enqueued)
+
+
+def enqueue_unique_many(
+    queue: str,
+    payloads: Iterable[Json],
+    unique_keys: Sequence[str | None],
+    *,
+    task: str | None = None,
+    priority: int | None = None,
+    run_at: datetime | None = None,
+    delay: Interval | None = None,
+    max_attempts: int | None = None,
+    group_keys: Sequence[str] | None = None,
+    headers: Json = None,
+    unique_until: Literal["finished", "claimed"] | None = None,
+    unique_for: Interval | None = None,
+    on_repeat: Literal["keep", "replace", "debounce"] | None = None,
+    connection: AnyConnection | None = None,
+) -> Call[list[Enqueued]]:
+    """Add many jobs, each unless its unique key is held. Arguments as in :meth:`enqueue_unique`; keys may be None.
+
+    Returns:
+        For each payload, in their order, the id and whether it was added. Of several with one key the first is.
+
+    Raises:
+        QueueNotFound: there is no such queue.
+        NotReadCommitted: the transaction is REPEATABLE READ or SERIALIZABLE.
+        InvalidArgument: an argument is out of range, or a payload is no JSON. No job is added.
+        PayloadRejected: the queue's validator does not like a payload. No job is added.
+
+    Example:
+        >>> client.enqueue_unique_many("reports", [{"day": 1}, {"day": 2}], ["1", "2"])
+        [Enqueued(id=45, inserted=True), Enqueued(id=46, inserted=True)]
+    """
+    return _call(enqueue_unique_many, locals(), _all_enqueued)
 
 
 # Consuming
@@ -655,6 +753,44 @@ def alter_queue(
         >>> client.alter_queue("mail", max_attempts=10)
     """
     return _call(alter_queue, locals(), _nothing)
+
+
+def set_unique(
+    queue: str,
+    *,
+    unique_until: Literal["finished", "claimed"] | None = None,
+    unique_for: Interval | None = None,
+    on_repeat: Literal["keep", "replace", "debounce"] | None = None,
+    connection: AnyConnection | None = None,
+) -> Call[None]:
+    """Say how unique keys work in a queue for jobs enqueued from now on. Arguments as in :meth:`enqueue_unique`.
+
+    Raises:
+        QueueNotFound: there is no such queue.
+        InvalidArgument: an argument is out of range.
+
+    Example:
+        >>> client.set_unique("reports", unique_until="claimed", on_repeat="replace")
+    """
+    return _call(set_unique, locals(), _nothing)
+
+
+def set_validator(queue: str, validator: str | None, *, connection: AnyConnection | None = None) -> Call[None]:
+    """Let a function of the database check every payload that is enqueued. Only for the owner of schema ``pgq``.
+
+    Args:
+        queue: an existing queue.
+        validator: name and argument types, as in ``'app.is_mail(jsonb)'``, or ``'app.is_mail(text, jsonb)'`` for task
+            and payload; None: no check.
+
+    Raises:
+        QueueNotFound: there is no such queue.
+        InvalidArgument: it cannot be a validator.
+
+    Example:
+        >>> client.set_validator("mail", "app.is_mail(jsonb)")
+    """
+    return _call(set_validator, locals(), _nothing)
 
 
 def drop_queue(queue: str, *, force: bool | None = None, connection: AnyConnection | None = None) -> Call[None]:

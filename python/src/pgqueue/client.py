@@ -15,10 +15,10 @@ import psycopg
 from psycopg.rows import tuple_row
 
 from pgqueue import _calls, _versions
-from pgqueue._calls import Call, ClaimedJob, Finding, JobState, QueueStat
+from pgqueue._calls import Call, ClaimedJob, Enqueued, Finding, JobState, QueueStat
 from pgqueue.errors import translated
 
-__all__ = ["AsyncClient", "ClaimedJob", "Client", "Finding", "JobState", "QueueStat"]
+__all__ = ["AsyncClient", "ClaimedJob", "Client", "Enqueued", "Finding", "JobState", "QueueStat"]
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -134,6 +134,8 @@ class Client(_Settings):
 
     enqueue = _sync(_calls.enqueue)
     enqueue_many = _sync(_calls.enqueue_many)
+    enqueue_unique = _sync(_calls.enqueue_unique)
+    enqueue_unique_many = _sync(_calls.enqueue_unique_many)
     claim = _sync(_calls.claim)
     ack = _sync(_calls.ack)
     ack_many = _sync(_calls.ack_many)
@@ -147,6 +149,8 @@ class Client(_Settings):
     job_status = _sync(_calls.job_status)
     create_queue = _sync(_calls.create_queue)
     alter_queue = _sync(_calls.alter_queue)
+    set_unique = _sync(_calls.set_unique)
+    set_validator = _sync(_calls.set_validator)
     drop_queue = _sync(_calls.drop_queue)
     pause = _sync(_calls.pause)
     resume = _sync(_calls.resume)
@@ -233,6 +237,8 @@ class AsyncClient(_Settings):
 
     enqueue = _async(_calls.enqueue)
     enqueue_many = _async(_calls.enqueue_many)
+    enqueue_unique = _async(_calls.enqueue_unique)
+    enqueue_unique_many = _async(_calls.enqueue_unique_many)
     claim = _async(_calls.claim)
     ack = _async(_calls.ack)
     ack_many = _async(_calls.ack_many)
@@ -246,6 +252,8 @@ class AsyncClient(_Settings):
     job_status = _async(_calls.job_status)
     create_queue = _async(_calls.create_queue)
     alter_queue = _async(_calls.alter_queue)
+    set_unique = _async(_calls.set_unique)
+    set_validator = _async(_calls.set_validator)
     drop_queue = _async(_calls.drop_queue)
     pause = _async(_calls.pause)
     resume = _async(_calls.resume)

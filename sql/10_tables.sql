@@ -1,7 +1,7 @@
 -- Every table, its constraints and indexes.
 --
 -- Append-only, in a ring of sixteen segments: job, lease, outcome.
--- Small and mutable, for those who use the feature: scheduled, dead, straggler.
+-- Small and mutable, for those who use the feature: scheduled, dead, straggler, cancel_request.
 -- Settings and bookkeeping: queue, line, segment, segment_lane, mark.
 -- The past: archive.
 
@@ -92,10 +92,11 @@ COMMENT ON COLUMN pgq.queue.notify IS 'Whether enqueue wakes waiting workers wit
 COMMENT ON COLUMN pgq.queue.created_at IS 'When the queue was created';
 
 -- A lane is one queue, one priority, one shard; its id says which: queue << 16 | (priority + 128) << 8 | shard. Shard 0
--- is the front of the line: released, expired and carried jobs, taken before all others of their priority. The lanes of
--- a priority need no rows. What claims must know is which priorities are in use: a line is the front lane of one, or
--- all its shards. Producers add it on first use, without a unique constraint, so that they never wait for each other;
--- a line that is listed twice is looked at twice until pgq.maintain removes the second row.
+-- is the front of the line: released, expired and carried jobs, taken before all others of their priority. What was
+-- taken back lies in its lane | 128, where nobody claims from. The lanes of a priority need no rows. What claims must
+-- know is which priorities are in use: a line is the front lane of one, or all its shards. Producers add it on first
+-- use, without a unique constraint, so that they never wait for each other; a line that is listed twice is looked at
+-- twice until pgq.maintain removes the second row.
 CREATE TABLE pgq.line (
     lane bigint NOT NULL,
     queue_id int NOT NULL
@@ -108,10 +109,10 @@ COMMENT ON COLUMN pgq.line.queue_id IS 'The queue';
 -- The ring ------------------------------------------------------------------------------------------------------------
 
 CREATE TYPE pgq.outcome_kind AS ENUM (
-    'done', 'retry', 'dead', 'expired', 'released', 'cancelled', 'carried', 'moved', 'split'
+    'done', 'retry', 'dead', 'expired', 'released', 'cancelled', 'carried', 'moved', 'split', 'snoozed'
 );
 COMMENT ON TYPE pgq.outcome_kind IS
-    'How an attempt ended; carried: put into a younger segment unworked, moved: now in pgq.straggler, split: not an end';
+    'How an attempt ended; carried: put elsewhere unworked, into a younger segment for instance, moved: now in pgq.straggler, split: not an end';
 
 CREATE TABLE pgq.job (
     lane bigint NOT NULL,
@@ -388,6 +389,15 @@ COMMENT ON COLUMN pgq.straggler.finished_at IS 'When the attempt ended; null: it
 COMMENT ON COLUMN pgq.straggler.kind IS 'How it ended';
 COMMENT ON COLUMN pgq.straggler.result IS 'What the handler returned';
 COMMENT ON COLUMN pgq.straggler.error IS 'Why it failed';
+
+CREATE TABLE pgq.cancel_request (
+    id bigint NOT NULL,
+    at timestamptz NOT NULL,
+    CONSTRAINT cancel_request_id_pkey PRIMARY KEY (id)
+);
+COMMENT ON TABLE pgq.cancel_request IS 'Running jobs that are asked to stop, until they have ended';
+COMMENT ON COLUMN pgq.cancel_request.id IS 'Job id';
+COMMENT ON COLUMN pgq.cancel_request.at IS 'When pgq.cancel was called';
 
 -- The past ------------------------------------------------------------------------------------------------------------
 

@@ -255,6 +255,16 @@ BEGIN
             CONTINUE WHEN pgq._ready(v_slot, v_lane, NULL, task) = '{}';
             PERFORM pgq._lock_lane(v_slot, v_lane);
             v_places := pgq._ready(v_slot, v_lane, NULL, task);
+            IF cardinality(v_places) = cardinality(pgq._ready(v_slot, v_lane, NULL, NULL)) THEN
+                -- The lane is taken to its end, as pgq.purge does: nobody has to walk over what has been here. What is
+                -- left are jobs of this transaction.
+                LOOP
+                    v_count := pgq._clear_lane(v_slot, v_lane, 10000, 'cancelled');
+                    v_total := v_total + v_count;
+                    EXIT WHEN v_count < 10000;
+                END LOOP;
+                v_places := pgq._ready(v_slot, v_lane, NULL, task);
+            END IF;
             SELECT count(*) INTO v_count FROM pgq._withdraw(v_slot, v_places, 'cancelled');
             v_total := v_total + v_count;
         END LOOP;

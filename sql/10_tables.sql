@@ -127,7 +127,7 @@ CREATE TABLE pgq.job (
     headers jsonb,
     history jsonb
 ) PARTITION BY LIST (slot);
-COMMENT ON TABLE pgq.job IS 'One row per attempt that may be claimed. Never updated, never deleted, truncated by segment';
+COMMENT ON TABLE pgq.job IS 'One row per attempt that may be claimed. Truncated by segment, never deleted, and never updated but to take a job back';
 COMMENT ON COLUMN pgq.job.lane IS 'Lane: queue, priority and shard';
 COMMENT ON COLUMN pgq.job.xid IS 'Transaction that inserted the row';
 COMMENT ON COLUMN pgq.job.id IS 'Job id, the same for all attempts';
@@ -289,7 +289,7 @@ COMMENT ON TABLE pgq.mark IS
     'How far the reaper and the promoter have come, so that they need not walk again over what is gone but not yet '
     'vacuumed. The newest row of a kind counts; nothing depends on it but speed';
 COMMENT ON COLUMN pgq.mark.seq IS 'Grows with every change';
-COMMENT ON COLUMN pgq.mark.kind IS 'reap, promote, sweep, tidy';
+COMMENT ON COLUMN pgq.mark.kind IS 'reap, promote, sweep, tidy, cancel';
 COMMENT ON COLUMN pgq.mark.at IS 'What is older has been dealt with';
 
 -- For those who use them ----------------------------------------------------------------------------------------------

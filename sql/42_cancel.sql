@@ -1,5 +1,5 @@
 -- cancel, reschedule, set_priority: taking a job back that has not been handed out, and stopping one that has.
--- Tables: job and scheduled, leases and outcomes for what is taken back; cancel_request for what runs.
+-- Tables: job, scheduled, segment_lane; lease and outcome of what is taken back; cancel_request for what runs.
 --
 -- A ready job lies in the range of its lane that claims will come by. To take it back is to take its row out of this
 -- range: the row goes to its lane | 128, where nobody claims from, and gets there what each attempt has, a lease and an
@@ -144,6 +144,7 @@ CREATE FUNCTION pgq._cancel_scheduled(ids bigint[]) RETURNS bigint
 AS $$
 DECLARE
     v_slot int := pgq._hold();
+    v_lanes bigint[];
     v_count bigint;
 BEGIN
     WITH gone AS (
@@ -155,12 +156,12 @@ BEGIN
         FROM gone g
         RETURNING j.lane, j.id
     )
-    SELECT array_agg(r.id) INTO ids FROM ready r;
+    SELECT array_agg(r.id), array_agg(r.lane) INTO ids, v_lanes FROM ready r;
     SELECT count(*) INTO v_count
     FROM (
         SELECT array_agg(p) AS places
-        FROM (SELECT DISTINCT l FROM unnest(ids) i (id), pgq._lanes(v_slot, i.id) l) l (lane),
-            unnest(pgq._ready(v_slot, l.lane, ids, NULL)) p
+        FROM (SELECT u.lane, array_agg(u.id) AS ids FROM unnest(ids, v_lanes) u (id, lane) GROUP BY u.lane) l,
+            unnest(pgq._ready(v_slot, l.lane, l.ids, NULL)) p
     ) p, pgq._withdraw(v_slot, p.places, 'cancelled');
     RETURN v_count;
 END;
@@ -252,9 +253,9 @@ BEGIN
     LOOP
         PERFORM pg_advisory_xact_lock(pgq._lane_key(v_lane));
         FOR v_slot IN SELECT pgq._filled() LOOP
-            CONTINUE WHEN pgq._ready(v_slot, v_lane, NULL, task) = '{}';
-            PERFORM pgq._lock_lane(v_slot, v_lane);
             v_places := pgq._ready(v_slot, v_lane, NULL, task);
+            CONTINUE WHEN v_places = '{}';
+            PERFORM pgq._lock_lane(v_slot, v_lane);
             IF cardinality(v_places) = cardinality(pgq._ready(v_slot, v_lane, NULL, NULL)) THEN
                 -- The lane is taken to its end, as pgq.purge does: nobody has to walk over what has been here. What is
                 -- left are jobs of this transaction.

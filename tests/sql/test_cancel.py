@@ -61,14 +61,16 @@ def sealed(db: Connection) -> None:
 
 @pytest.mark.parametrize("batch", [1, 10])
 @pytest.mark.parametrize("shards", [1, 8])
-@pytest.mark.parametrize("state", ["open", "sealed"])
+@pytest.mark.parametrize("state", ["open", "sealed", "restored"])
 def test_a_ready_job_is_cancelled_and_the_others_run_in_their_order(
     db: Connection, state: str, shards: int, batch: int
 ) -> None:
     create(db, shards=shards)
     jobs = enqueue(db, 20)
-    if state == "sealed":
+    if state != "open":
         sealed(db)
+    if state == "restored":
+        db.execute("SELECT setval('pgq.restored', 1)")
     gone = [jobs[0], jobs[7], jobs[8], jobs[19]]
     assert [call(db, "cancel", job) for job in gone] == ["cancelled"] * 4
     assert stats(db) == {"ready": 16}

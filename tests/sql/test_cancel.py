@@ -359,8 +359,9 @@ def test_an_ack_of_what_was_asked_to_stop_is_done(db: Connection, clock: Clock) 
 
 @pytest.mark.parametrize("end", ["commit", "rollback"])
 @pytest.mark.parametrize("batch", [1, 5])
-def test_cancel_waits_for_a_claim(connect: Connect, db: Connection, end: str, batch: int) -> None:
-    create(db, shards=1)
+@pytest.mark.parametrize("shards", [1, 4])
+def test_cancel_waits_for_a_claim(connect: Connect, db: Connection, end: str, batch: int, shards: int) -> None:
+    create(db, shards=shards)
     (id,) = enqueue(db)
     claimer = connect(autocommit=False)
     assert ids(claim(claimer, batch)) == [id]
@@ -392,6 +393,19 @@ def test_a_claim_during_a_cancel_gets_the_others(
     assert sorted(before + after) == (jobs[1:] if end == "commit" else jobs)
     if shards == 1:
         assert before + after == sorted(before + after)
+
+
+@pytest.mark.parametrize("function", CHANGES)
+def test_nothing_is_overtaken_during_a_change(connect: Connect, db: Connection, function: str) -> None:
+    create(db, shards=1)
+    jobs = enqueue(db, 3)
+    (last,) = enqueue(db, priority=9)
+    changer = connect(autocommit=False)
+    call(changer, function, *CHANGES[function])
+    for batch in (1, 10):
+        assert claim(db, batch) == []
+    changer.rollback()
+    assert ids(claim(db, 10)) == [*jobs, last]
 
 
 def test_a_claim_that_began_before_the_cancel_ended_does_not_get_the_job(connect: Connect, db: Connection) -> None:

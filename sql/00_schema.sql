@@ -10,7 +10,8 @@
 --   30_produce   enqueue, enqueue_many, and the wake-up of idle workers.
 --   32_unique    unique keys: one live job of a kind.
 --   34_validate  the user's own check of payloads.
---   40_consume   claim, and the ways an attempt ends: ack, reject, release; extend in between.
+--   40_consume   claim, and the ways an attempt ends: ack, reject, release, snooze; extend in between.
+--   42_cancel    cancel, reschedule and set_priority: taking back what was not handed out, stopping what was.
 --   50_maintain  promote what is due, reap expired leases, turn the ring. Called by the workers; there is no daemon.
 --   60_schedule  recurring jobs.
 --   70_admin     queues, dead letters, waiting workers.

@@ -1,7 +1,7 @@
 -- Every table, its constraints and indexes.
 --
 -- Append-only, in a ring of sixteen segments: job, lease, outcome.
--- Small and mutable, for those who use the feature: scheduled, dead, straggler, unique_key.
+-- Small and mutable, for those who use the feature: scheduled, dead, straggler, unique_key, cancel_request.
 -- Settings and bookkeeping: queue, line, segment, segment_lane, mark.
 -- The past: archive.
 
@@ -104,10 +104,11 @@ COMMENT ON COLUMN pgq.queue.unique_for IS 'How long a job holds its unique key a
 COMMENT ON COLUMN pgq.queue.on_repeat IS 'What a repeat does to a job not yet claimed: keep, replace or debounce';
 
 -- A lane is one queue, one priority, one shard; its id says which: queue << 16 | (priority + 128) << 8 | shard. Shard 0
--- is the front of the line: released, expired and carried jobs, taken before all others of their priority. The lanes of
--- a priority need no rows. What claims must know is which priorities are in use: a line is the front lane of one, or
--- all its shards. Producers add it on first use, without a unique constraint, so that they never wait for each other;
--- a line that is listed twice is looked at twice until pgq.maintain removes the second row.
+-- is the front of the line: released, expired and carried jobs, taken before all others of their priority. What was
+-- taken back lies in its lane | 128, where nobody claims from. The lanes of a priority need no rows. What claims must
+-- know is which priorities are in use: a line is the front lane of one, or all its shards. Producers add it on first
+-- use, without a unique constraint, so that they never wait for each other; a line that is listed twice is looked at
+-- twice until pgq.maintain removes the second row.
 CREATE TABLE pgq.line (
     lane bigint NOT NULL,
     queue_id int NOT NULL
@@ -120,10 +121,10 @@ COMMENT ON COLUMN pgq.line.queue_id IS 'The queue';
 -- The ring ------------------------------------------------------------------------------------------------------------
 
 CREATE TYPE pgq.outcome_kind AS ENUM (
-    'done', 'retry', 'dead', 'expired', 'released', 'cancelled', 'carried', 'moved', 'split'
+    'done', 'retry', 'dead', 'expired', 'released', 'cancelled', 'carried', 'moved', 'split', 'snoozed'
 );
 COMMENT ON TYPE pgq.outcome_kind IS
-    'How an attempt ended; carried: put into a younger segment unworked, moved: now in pgq.straggler, split: not an end';
+    'How an attempt ended; carried: put elsewhere unworked, into a younger segment for instance, moved: now in pgq.straggler, split: not an end';
 
 CREATE TABLE pgq.job (
     lane bigint NOT NULL,
@@ -138,7 +139,7 @@ CREATE TABLE pgq.job (
     headers jsonb,
     history jsonb
 ) PARTITION BY LIST (slot);
-COMMENT ON TABLE pgq.job IS 'One row per attempt that may be claimed. Never updated, never deleted, truncated by segment';
+COMMENT ON TABLE pgq.job IS 'One row per attempt that may be claimed. Truncated by segment, never deleted, and never updated but to take a job back';
 COMMENT ON COLUMN pgq.job.lane IS 'Lane: queue, priority and shard';
 COMMENT ON COLUMN pgq.job.xid IS 'Transaction that inserted the row';
 COMMENT ON COLUMN pgq.job.id IS 'Job id, the same for all attempts';
@@ -300,7 +301,7 @@ COMMENT ON TABLE pgq.mark IS
     'How far the reaper and the promoter have come, so that they need not walk again over what is gone but not yet '
     'vacuumed. The newest row of a kind counts; nothing depends on it but speed';
 COMMENT ON COLUMN pgq.mark.seq IS 'Grows with every change';
-COMMENT ON COLUMN pgq.mark.kind IS 'reap, promote, sweep, tidy';
+COMMENT ON COLUMN pgq.mark.kind IS 'reap, promote, sweep, tidy, cancel';
 COMMENT ON COLUMN pgq.mark.at IS 'What is older has been dealt with';
 
 -- For those who use them ----------------------------------------------------------------------------------------------
@@ -417,6 +418,15 @@ COMMENT ON COLUMN pgq.unique_key.key IS 'What the application calls one and the 
 COMMENT ON COLUMN pgq.unique_key.job_id IS 'Job id';
 COMMENT ON COLUMN pgq.unique_key.until_claimed IS 'Whether the key is free as soon as the job is claimed';
 COMMENT ON COLUMN pgq.unique_key.held_until IS 'Until when the key is held, whatever becomes of the job; null: as long as it lives';
+
+CREATE TABLE pgq.cancel_request (
+    id bigint NOT NULL,
+    at timestamptz NOT NULL,
+    CONSTRAINT cancel_request_id_pkey PRIMARY KEY (id)
+);
+COMMENT ON TABLE pgq.cancel_request IS 'Running jobs that are asked to stop, until they have ended';
+COMMENT ON COLUMN pgq.cancel_request.id IS 'Job id';
+COMMENT ON COLUMN pgq.cancel_request.at IS 'When pgq.cancel was called';
 
 -- The past ------------------------------------------------------------------------------------------------------------
 

@@ -163,14 +163,51 @@ END;
 $$;
 COMMENT ON FUNCTION pgq._tidy_keys() IS 'Removes rows of unique keys that nobody holds any more';
 
-CREATE FUNCTION pgq._repeat(job bigint, payload jsonb, task text, headers jsonb, run_at timestamptz) RETURNS void
+-- In its place in line: who claims waits for the lane, and then sees the new version.
+CREATE FUNCTION pgq._revise_0(places tid[], payload jsonb, task text, headers jsonb) RETURNS SETOF bigint
     LANGUAGE plpgsql
 AS $$
 BEGIN
-    UPDATE pgq.scheduled s
-    SET payload = _repeat.payload, task = _repeat.task, headers = _repeat.headers,
-        run_at = coalesce(_repeat.run_at, s.run_at)
-    WHERE s.id = job AND s.attempt = 1;
+    RETURN QUERY
+    UPDATE pgq.job_0 j SET payload = _revise_0.payload, task = _revise_0.task, headers = _revise_0.headers
+    WHERE j.ctid = ANY (places) AND j.attempt = 1
+    RETURNING j.id;
+END;
+$$;
+COMMENT ON FUNCTION pgq._revise_0(tid[], jsonb, text, jsonb) IS
+    'Changes jobs in segment 0 that nobody has claimed; the lane is locked and the segment is held';
+
+SELECT pgq._for_each_slot('pgq._revise_0(tid[],jsonb,text,jsonb)');
+
+-- Looks again if the job has gone from one place to another meanwhile; if somebody has claimed it, that is all.
+CREATE FUNCTION pgq._repeat(job bigint, payload jsonb, task text, headers jsonb, run_at timestamptz) RETURNS void
+    LANGUAGE plpgsql
+    SET enable_seqscan = off SET enable_bitmapscan = off
+    SET plan_cache_mode = force_generic_plan SET jit = off
+AS $$
+DECLARE
+    v_slot int;
+    v_lane bigint;
+BEGIN
+    WHILE pgq._lives(job, true) LOOP
+        UPDATE pgq.scheduled s
+        SET payload = _repeat.payload, task = _repeat.task, headers = _repeat.headers,
+            run_at = coalesce(_repeat.run_at, s.run_at)
+        WHERE s.id = job AND s.attempt = 1;
+        IF FOUND THEN
+            RETURN;
+        END IF;
+        FOR v_slot, v_lane IN SELECT s, l FROM pgq._filled() s, pgq._lanes(s, job) l LOOP
+            PERFORM pgq._lock_lane(v_slot, v_lane);
+            PERFORM pgq._revise(v_slot, pgq._ready(v_slot, v_lane, ARRAY[job], NULL), payload, task, headers);
+            IF FOUND THEN
+                IF run_at IS NOT NULL THEN
+                    PERFORM pgq.reschedule(job, run_at);
+                END IF;
+                RETURN;
+            END IF;
+        END LOOP;
+    END LOOP;
 END;
 $$;
 COMMENT ON FUNCTION pgq._repeat(bigint, jsonb, text, jsonb, timestamptz) IS
@@ -289,5 +326,5 @@ COMMENT ON FUNCTION pgq.enqueue_unique(
     'was added. unique_until: the key is held until the job has ended (finished), or only until it is claimed; or '
     'unique_for: for so long after it was enqueued, whatever becomes of it (throttle). on_repeat: a job that holds the key '
     'and has not been claimed is left as it is (keep), gets the new payload, task and headers (replace), or these and the '
-    'new run_at too (debounce). Null: as the queue says, see pgq.set_unique. Waits for a transaction that is enqueueing the '
-    'same key. A dead letter has given up its key. Raises PQ002, PQ003 (not READ COMMITTED), PQ004, 22023, 22004';
+    'new run_at too (debounce); until the transaction ends nobody claims from the lane of a ready one. Null: as the queue '
+    'says, see pgq.set_unique. Waits for a transaction that is enqueueing the same key. A dead letter has given up its key. Raises PQ002, PQ003 (not READ COMMITTED), PQ004, 22023, 22004';

@@ -1,6 +1,7 @@
--- claim, and the ways an attempt ends: ack, reject, release; extend in between.
--- Tables: reads queue, line, ring, job, lease; appends to lease and outcome. A retry goes to scheduled, a failure for
--- good to dead, a released job to the front of the line.
+-- claim, and the ways an attempt ends: ack, reject, release, snooze; extend in between.
+-- Tables: reads queue, line, ring, job, lease; appends to lease and outcome. A retry or a snoozed job goes to
+-- scheduled, a failure for good to dead, a released job to the front of the line. Those fail, release and snooze read
+-- cancel_request.
 
 -- Claim ---------------------------------------------------------------------------------------------------------------
 
@@ -675,8 +676,9 @@ $$;
 COMMENT ON FUNCTION pgq._open_front(bigint[], bigint[]) IS
     'Makes claims look at the front lanes that these attempts are about to join, and wakes who waits for them';
 
--- Ends attempts as failed. Each gets its error on record and another attempt, or becomes a dead letter. `retry_in`
--- null: backoff. `expired`: the worker was lost, so another may begin at once, at the front of the line.
+-- Ends attempts as failed. Each gets its error on record and another attempt, or becomes a dead letter, or is cancelled
+-- if that was asked for. `retry_in` null: backoff. `expired`: the worker was lost, so another may begin at once, at the
+-- front of the line.
 CREATE FUNCTION pgq._fail(
     ids bigint[], leases bigint[], errors text[], retry_in interval, retry boolean, expired boolean
 ) RETURNS TABLE (id bigint, kind pgq.outcome_kind)
@@ -692,8 +694,9 @@ BEGIN
     RETURN QUERY
     WITH failed AS MATERIALIZED (
         SELECT a.*, u.error, q.backoff, q.backoff_max,
-            q.id IS NOT NULL AS known,
-            coalesce(retry AND a.attempt < coalesce(a.max_attempts, q.max_attempts) AND q.id IS NOT NULL, false) AS again,
+            q.id IS NOT NULL AS known, c.stopped,
+            coalesce(retry AND NOT c.stopped AND q.id IS NOT NULL
+                AND a.attempt < coalesce(a.max_attempts, q.max_attempts), false) AS again,
             CASE WHEN a.lane & 255 = 0 THEN a.lane | (a.id % q.shards + 1) ELSE a.lane END AS home,
             coalesce(a.history, '[]') || jsonb_build_object('attempt', a.attempt, 'at', pgq._now(),
                 'error', left(u.error, 10000), 'worker', a.worker) AS errors
@@ -701,11 +704,13 @@ BEGIN
         JOIN (
             SELECT DISTINCT ON (u.id, u.lease) * FROM unnest(ids, leases, errors) u (id, lease, error)
         ) u ON u.id = a.id AND u.lease = a.lease
+        CROSS JOIN LATERAL (SELECT EXISTS (SELECT FROM pgq.cancel_request c WHERE c.id = a.id OFFSET 0)) c (stopped)
         LEFT JOIN pgq.queue q ON q.id = a.lane >> 16
     ), ended AS MATERIALIZED (
         SELECT s.id, s.lease FROM (
             SELECT array_agg(f.id) AS ids, array_agg(f.lease) AS leases, array_agg(f.error) AS errors, array_agg(
-                CASE WHEN expired THEN 'expired' WHEN f.again THEN 'retry' ELSE 'dead' END::pgq.outcome_kind
+                CASE WHEN f.stopped THEN 'cancelled' WHEN expired THEN 'expired' WHEN f.again THEN 'retry' ELSE 'dead'
+                END::pgq.outcome_kind
             ) AS kinds
             FROM failed f
         ) f, pgq._settle_many(f.ids, f.leases, f.kinds, NULL, f.errors) s
@@ -726,9 +731,12 @@ BEGIN
         SELECT f.id, f.lane, f.enqueued_at, pgq._now(), f.attempt, f.max_attempts, f.task, f.payload, f.headers, f.errors,
             f.error
         FROM failed f JOIN ended e ON e.id = f.id AND e.lease = f.lease
-        WHERE NOT f.again AND f.known
+        WHERE NOT f.again AND f.known AND NOT f.stopped
+    ), heard AS (
+        DELETE FROM pgq.cancel_request c USING failed f JOIN ended e ON e.id = f.id AND e.lease = f.lease
+        WHERE f.stopped AND c.id = f.id
     )
-    SELECT f.id, CASE WHEN f.again THEN 'retry' ELSE 'dead' END::pgq.outcome_kind
+    SELECT f.id, CASE WHEN f.stopped THEN 'cancelled' WHEN f.again THEN 'retry' ELSE 'dead' END::pgq.outcome_kind
     FROM failed f JOIN ended e ON e.id = f.id AND e.lease = f.lease;
 END;
 $$;
@@ -758,8 +766,8 @@ END;
 $$;
 COMMENT ON FUNCTION pgq.reject(bigint, bigint, text, interval, boolean) IS
     'Ends a claimed job as failed. It is tried again after retry_in, or after the queue''s exponential backoff, and becomes '
-    'a dead letter when its attempts are used up or retry is false. Returns ''retry'' or ''dead''. Raises PQ001 if the lease '
-    'is lost, 22023';
+    'a dead letter when its attempts are used up or retry is false. Returns ''retry'' or ''dead'', or ''cancelled'' if it was '
+    'asked to stop (pgq.cancel). Raises PQ001 if the lease is lost, 22023';
 
 CREATE FUNCTION pgq.reject_many(ids bigint[], leases bigint[], errors text[] DEFAULT NULL) RETURNS SETOF bigint
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -774,6 +782,38 @@ $$;
 COMMENT ON FUNCTION pgq.reject_many(bigint[], bigint[], text[]) IS
     'Ends claimed jobs as failed, as pgq.reject does with backoff. Returns the ids that took effect';
 
+-- Ends attempts that do not count. `stopped`: as cancelled, because that was asked for.
+CREATE FUNCTION pgq._given_back(ids bigint[], leases bigint[], kind pgq.outcome_kind)
+    RETURNS TABLE (
+        id bigint, lane bigint, enqueued_at timestamptz, attempt int, max_attempts int, task text, payload jsonb,
+        headers jsonb, history jsonb, stopped boolean
+    )
+    LANGUAGE plpgsql
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+    WITH held AS MATERIALIZED (
+        SELECT a.*, EXISTS (SELECT FROM pgq.cancel_request c WHERE c.id = a.id OFFSET 0) AS stopped
+        FROM pgq._attempts(ids, leases) a
+    ), ended AS MATERIALIZED (
+        SELECT s.id, s.lease
+        FROM (
+            SELECT array_agg(h.id) AS ids, array_agg(h.lease) AS leases,
+                array_agg(CASE WHEN h.stopped THEN 'cancelled' ELSE _given_back.kind END) AS kinds
+            FROM held h
+        ) h, pgq._settle_many(h.ids, h.leases, h.kinds, NULL, NULL) s
+    ), heard AS (
+        DELETE FROM pgq.cancel_request c USING held h JOIN ended e ON e.id = h.id AND e.lease = h.lease
+        WHERE h.stopped AND c.id = h.id
+    )
+    SELECT h.id, h.lane, h.enqueued_at, h.attempt, h.max_attempts, h.task, h.payload, h.headers, h.history, h.stopped
+    FROM held h JOIN ended e ON e.id = h.id AND e.lease = h.lease;
+END;
+$$;
+COMMENT ON FUNCTION pgq._given_back(bigint[], bigint[], pgq.outcome_kind) IS
+    'Ends attempts that do not count; returns those that were still held, with all that is needed to make the next one';
+
 CREATE FUNCTION pgq.release(ids bigint[], leases bigint[]) RETURNS SETOF bigint
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     SET enable_seqscan = off SET enable_bitmapscan = off
@@ -786,39 +826,58 @@ BEGIN
     PERFORM pgq._open_front(ids, leases);
     RETURN QUERY
     WITH held AS MATERIALIZED (
-        SELECT * FROM pgq._attempts(ids, leases)
-    ), ended AS MATERIALIZED (
-        SELECT s.id, s.lease
-        FROM (SELECT array_agg(h.id) AS ids, array_agg(h.lease) AS leases FROM held h) h,
-            pgq._settle_many(h.ids, h.leases, '{released}', NULL, NULL) s
+        SELECT * FROM pgq._given_back(ids, leases, 'released')
+    ), ready AS (
+        INSERT INTO pgq.job AS j (lane, xid, id, enqueued_at, slot, attempt, max_attempts, task, payload, headers, history)
+        SELECT h.lane & ~255::bigint, pg_current_xact_id(), h.id, h.enqueued_at, v_slot, h.attempt, h.max_attempts,
+            h.task, h.payload, h.headers, h.history
+        FROM held h
+        WHERE NOT h.stopped
     )
-    INSERT INTO pgq.job AS j (lane, xid, id, enqueued_at, slot, attempt, max_attempts, task, payload, headers, history)
-    SELECT h.lane & ~255::bigint, pg_current_xact_id(), h.id, h.enqueued_at, v_slot, h.attempt, h.max_attempts,
-        h.task, h.payload, h.headers, h.history
-    FROM held h JOIN ended e ON e.id = h.id AND e.lease = h.lease
-    RETURNING j.id;
+    SELECT h.id FROM held h;
 END;
 $$;
 COMMENT ON FUNCTION pgq.release(bigint[], bigint[]) IS
     'Gives claimed jobs back unworked, to the front of the line; the attempt does not count. Returns the ids that took effect';
 
+CREATE FUNCTION pgq.snooze_many(ids bigint[], leases bigint[], delay interval) RETURNS SETOF bigint
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    SET enable_seqscan = off SET enable_bitmapscan = off
+    SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off
+AS $$
+BEGIN
+    PERFORM pgq._same_length(ids, leases, NULL);
+    PERFORM pgq._require('delay', delay BETWEEN '0' AND '100 years', 'an interval between 0 and 100 years');
+    PERFORM pgq._hold();
+    RETURN QUERY
+    WITH held AS MATERIALIZED (
+        SELECT * FROM pgq._given_back(ids, leases, 'snoozed')
+    ), waiting AS (
+        INSERT INTO pgq.scheduled (run_at, id, lane, enqueued_at, attempt, max_attempts, task, payload, headers, history)
+        SELECT pgq._now() + delay, h.id, CASE WHEN h.lane & 255 = 0 THEN h.lane | (h.id % q.shards + 1) ELSE h.lane END,
+            h.enqueued_at, h.attempt, h.max_attempts, h.task, h.payload, h.headers, h.history
+        FROM held h JOIN pgq.queue q ON q.id = h.lane >> 16
+        WHERE NOT h.stopped
+    )
+    SELECT h.id FROM held h;
+END;
+$$;
+COMMENT ON FUNCTION pgq.snooze_many(bigint[], bigint[], interval) IS
+    'Puts claimed jobs off, as pgq.snooze does; ids and leases go in pairs. Returns the ids that took effect';
+
 CREATE FUNCTION pgq.snooze(id bigint, lease bigint, delay interval) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    PERFORM pgq._not_yet('snooze');
+    PERFORM pgq.snooze_many(ARRAY[id], ARRAY[lease], delay);
+    IF NOT FOUND THEN
+        PERFORM pgq._lost(id, lease);
+    END IF;
 END;
 $$;
-COMMENT ON FUNCTION pgq.snooze(bigint, bigint, interval) IS 'Reserved: raises 0A000';
-
-CREATE FUNCTION pgq.cancel(id bigint) RETURNS text
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    PERFORM pgq._not_yet('cancel');
-END;
-$$;
-COMMENT ON FUNCTION pgq.cancel(bigint) IS 'Reserved: raises 0A000';
+COMMENT ON FUNCTION pgq.snooze(bigint, bigint, interval) IS
+    'Puts a claimed job off: it is ready again after delay, and the attempt does not count. If it was asked to stop '
+    '(pgq.cancel) it ends as cancelled instead. Raises PQ001 if the lease is lost, 22023, 22004';
 
 -- Extend --------------------------------------------------------------------------------------------------------------
 

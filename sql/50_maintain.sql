@@ -294,7 +294,7 @@ BEGIN
         EXECUTE format($sql$
             INSERT INTO pgq.archive (id, lease, enqueued_at, started_at, finished_at, drop_after, kind, attempt, priority,
                 queue, worker, task, payload, headers, result, error)
-            SELECT e.id, l.id, j.enqueued_at, l.claimed_at, o.at, o.at + q.retention, o.kind, j.attempt,
+            SELECT e.id, l.id, j.enqueued_at, coalesce(l.claimed_at, o.at), o.at, o.at + q.retention, o.kind, j.attempt,
                 pgq._priority(l.lane), q.name, l.worker, j.task, j.payload, j.headers, e.result, o.error
             FROM pgq.outcome_%1$s o
             JOIN pgq.lease_%1$s l ON l.id = o.lease_id AND l.job_ids IS NOT NULL
@@ -312,7 +312,7 @@ BEGIN
                 LIMIT 1
             ) j
             WHERE o.ctid > $1 AND o.ctid <= $2
-                AND q.retention > '0' AND o.kind NOT IN ('released', 'carried', 'moved', 'split')
+                AND q.retention > '0' AND o.kind NOT IN ('released', 'snoozed', 'carried', 'moved', 'split')
         $sql$, slot)
         USING v_after, v_last;
         IF EXISTS (SELECT FROM pgq.unique_key) THEN
@@ -579,7 +579,7 @@ BEGIN
     SELECT g.id, g.lease, g.enqueued_at, g.claimed_at, g.finished_at, g.finished_at + q.retention, g.kind, g.attempt,
         pgq._priority(g.lane), q.name, g.worker, g.task, g.payload, g.headers, g.result, g.error
     FROM gone g JOIN pgq.queue q ON q.id = g.lane >> 16
-    WHERE q.retention > '0' AND g.kind <> 'released';
+    WHERE q.retention > '0' AND g.kind NOT IN ('released', 'snoozed');
 EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
     RETURN;
 END;
@@ -728,6 +728,8 @@ BEGIN
             SET state = 'closed', jobs = (SELECT coalesce(sum(l.jobs), 0) FROM pgq.segment_lane l WHERE l.slot = s.slot)
             WHERE s.slot = v_segment.slot
             RETURNING s.* INTO v_segment;
+            -- Nobody claims what was taken back, and it has ended.
+            DELETE FROM pgq.segment_lane l WHERE l.slot = v_segment.slot AND l.lane & 128 = 128;
         END IF;
 
         v_unclosed := v_unclosed OR v_segment.state = 'sealed';
@@ -804,6 +806,7 @@ DECLARE
     v_promoted bigint := pgq.promote();
     v_reaped bigint := pgq.reap();
 BEGIN
+    PERFORM pgq._pursue();
     RETURN v_done || jsonb_build_object('promoted', v_promoted, 'reaped', v_reaped, 'more',
         v_promoted >= 10000 OR v_reaped >= 10000 OR coalesce((v_done -> 'more')::boolean, false));
 END;

@@ -249,6 +249,68 @@ def test_a_repeat_can_put_the_job_off(db: Connection, clock: Clock) -> None:
     assert claim_one(db).payload == 2
 
 
+def test_a_ready_job_is_replaced_in_its_place(db: Connection, clock: Clock) -> None:
+    create(db, "line", shards=1)
+    first, _ = unique(db, payload=1, queue="line")
+    enqueue(db, 3, "line")
+    rotate(db, 2)
+    assert unique(db, payload=2, queue="line", on_repeat="replace", task="t") == (first, False)
+    job = claim_one(db, "line")
+    assert (job.id, job.payload, job.task) == (first, 2, "t")
+    ack(db, [job, *claim(db, 10, "line")])
+    retire_all(db)
+    assert one(db, "SELECT payload FROM pgq.archive WHERE id = %s", first) == 2
+
+
+def test_a_ready_job_can_be_put_off(db: Connection, clock: Clock) -> None:
+    first, _ = unique(db, payload=1)
+    assert unique(db, payload=2, delay=timedelta(minutes=1), on_repeat="debounce") == (first, False)
+    assert stats(db) == {"scheduled": 1}
+    assert unique(db) == (first, False)
+    clock.advance(61)
+    call(db, "promote")
+    assert claim_one(db).payload == 2
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_a_repeat_waits_for_who_is_claiming_the_job(db: Connection, connect: Connect, end: str) -> None:
+    first, _ = unique(db, payload=1)
+    claiming, repeating = connect(autocommit=False), connect()
+    claim_one(claiming)
+    waiting = in_background(unique, repeating, "k", 2, on_repeat="replace")
+    until_blocked(db, repeating)
+    getattr(claiming, end)()
+    assert waiting.result() == (first, False)
+    assert status(db, first).state == ("running" if end == "commit" else "ready")
+    if end == "rollback":
+        assert claim_one(db).payload == 2
+
+
+def test_a_claim_waits_for_who_is_replacing_the_job(db: Connection, connect: Connect) -> None:
+    unique(db, payload=1)
+    with connect(autocommit=False) as repeating:
+        unique(repeating, payload=2, on_repeat="replace")
+        assert claim(db) == []
+    assert claim_one(db).payload == 2
+
+
+def test_a_repeat_that_is_rolled_back_has_changed_nothing(db: Connection, connect: Connect) -> None:
+    unique(db, payload=1)
+    with connect(autocommit=False) as repeating:
+        unique(repeating, payload=2, on_repeat="replace")
+        repeating.rollback()
+    assert claim_one(db).payload == 1
+
+
+def test_a_cancelled_job_gives_up_its_key(db: Connection) -> None:
+    first, _ = unique(db)
+    assert call(db, "cancel", first) == "cancelled"
+    second, inserted = unique(db, delay=timedelta(hours=1))
+    assert inserted
+    assert call(db, "cancel", second) == "cancelled"
+    assert unique(db)[1]
+
+
 def test_a_repeat_does_not_change_a_job_that_has_been_claimed(db: Connection, clock: Clock) -> None:
     first, _ = unique(db, payload=1)
     job = claim_one(db)

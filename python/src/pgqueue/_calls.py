@@ -266,6 +266,7 @@ _ARGUMENTS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "retry_in": _DURATION,
     "role": ("regrole", _identifier),
     "run_at": ("timestamptz", _same),
+    "running": _BOOLEAN,
     "seal": _BOOLEAN,
     "shards": _INT,
     "task": _TEXT,
@@ -649,12 +650,31 @@ def snooze(id: int, lease: int, delay: Interval, *, connection: AnyConnection | 
 
     Raises:
         LeaseLost: the job is no longer yours, and nothing was changed.
-        FeatureNotSupported: not in the installed version.
 
     Example:
         >>> client.snooze(job.id, job.lease, 60)
     """
     return _call(snooze, locals(), _nothing)
+
+
+def snooze_many(
+    ids: Iterable[int], leases: Iterable[int], delay: Interval, *, connection: AnyConnection | None = None
+) -> Call[list[int]]:
+    """Put jobs off; the attempts are not counted.
+
+    Args:
+        ids: the jobs.
+        leases: the lease of each.
+        delay: for how long (timedelta, seconds, or text).
+
+    Returns:
+        The ids that took effect; the leases of the others were lost.
+
+    Example:
+        >>> client.snooze_many([job.id], [job.lease], 60)
+        [42]
+    """
+    return _call(snooze_many, locals(), _values)
 
 
 def cancel(id: int, *, connection: AnyConnection | None = None) -> Call[str]:
@@ -664,16 +684,87 @@ def cancel(id: int, *, connection: AnyConnection | None = None) -> Call[str]:
         id: the job.
 
     Returns:
-        ``'cancelled'``, ``'requested'`` (it is running), ``'finished'`` or ``'not found'``.
-
-    Raises:
-        FeatureNotSupported: not in the installed version.
+        ``'cancelled'``, ``'requested'`` (it is running; see :attr:`pgqueue.Job.cancelled`), ``'finished'`` or
+        ``'not found'``.
 
     Example:
         >>> client.cancel(42)
         'cancelled'
     """
     return _call(cancel, locals(), _value)
+
+
+def cancel_many(
+    queue: str, task: str | None = None, *, running: bool | None = None, connection: AnyConnection | None = None
+) -> Call[int]:
+    """Cancel the waiting jobs of a queue.
+
+    Args:
+        queue: its name.
+        task: only those of this task.
+        running: also ask those that run to stop.
+
+    Returns:
+        How many there were.
+
+    Raises:
+        QueueNotFound: there is no such queue.
+
+    Example:
+        >>> client.cancel_many("mail", "newsletter")
+        1200
+    """
+    return _call(cancel_many, locals(), _value)
+
+
+def cancel_requested(leases: Iterable[int], *, connection: AnyConnection | None = None) -> Call[list[int]]:
+    """Ask which running jobs are to stop.
+
+    Args:
+        leases: the leases that they run under.
+
+    Returns:
+        The ids of those jobs.
+
+    Example:
+        >>> client.cancel_requested([job.lease])
+        []
+    """
+    return _call(cancel_requested, locals(), _values)
+
+
+def reschedule(id: int, run_at: datetime, *, connection: AnyConnection | None = None) -> Call[bool]:
+    """Let a job that nobody has claimed wait until another time.
+
+    Args:
+        id: the job.
+        run_at: when it is due, with a time zone.
+
+    Returns:
+        False if it runs, has ended or is unknown.
+
+    Example:
+        >>> client.reschedule(42, datetime(2030, 1, 1, tzinfo=timezone.utc))
+        True
+    """
+    return _call(reschedule, locals(), _value)
+
+
+def set_priority(id: int, priority: int, *, connection: AnyConnection | None = None) -> Call[bool]:
+    """Give a job that nobody has claimed another priority.
+
+    Args:
+        id: the job.
+        priority: from -100 (runs first) to 100.
+
+    Returns:
+        False if it runs, has ended or is unknown.
+
+    Example:
+        >>> client.set_priority(42, -10)
+        True
+    """
+    return _call(set_priority, locals(), _value)
 
 
 def job_status(id: int, *, connection: AnyConnection | None = None) -> Call[JobState | None]:

@@ -8,8 +8,8 @@ import inspect
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Container, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, get_type_hints, overload
 
@@ -47,6 +47,15 @@ class Job:
     max_attempts: int
     headers: Json
     enqueued_at: datetime
+    _cancelled: Container[int] = field(default=(), repr=False, compare=False)
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the job is asked to stop, as the worker knows since it last extended the lease.
+
+        A handler that stops and raises ends the job as cancelled; one that returns ends it as done.
+        """
+        return self.id in self._cancelled
 
     @classmethod
     def of(cls, claimed: ClaimedJob) -> Job:

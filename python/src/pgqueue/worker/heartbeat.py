@@ -23,6 +23,8 @@ log = logging.getLogger("pgqueue.worker")
 class Heartbeat:
     """Extends every lease after a third of its time, so that a handler may run for as long as it likes.
 
+    It asks at the same time whether jobs are to stop.
+
     It has an event loop of its own: a handler that blocks the worker's keeps its lease.
 
     Args:
@@ -30,15 +32,22 @@ class Heartbeat:
         leases: what to extend.
         lease_for: for how long; None: the queue's setting.
         lost: called with the leases that were lost; from the heartbeat's thread.
+        cancelled: called with the jobs that are asked to stop; from the heartbeat's thread.
     """
 
     def __init__(
-        self, link: Link, leases: Leases, lease_for: Interval | None, lost: Callable[[list[int]], None]
+        self,
+        link: Link,
+        leases: Leases,
+        lease_for: Interval | None,
+        lost: Callable[[list[int]], None],
+        cancelled: Callable[[list[int]], None],
     ) -> None:
         self._link = link
         self._leases = leases
         self._lease_for = lease_for
         self._lost = lost
+        self._cancelled = cancelled
         self._stopping = False
         self._wake: Wake | None = None
         self._thread = threading.Thread(target=self._main, name="pgq-heartbeat", daemon=True)
@@ -74,6 +83,7 @@ class Heartbeat:
         asked_at = monotonic()
         try:
             expires_in = await self._link.call(_calls.extend_held(due, self._lease_for))
+            cancelled = await self._link.call(_calls.cancel_requested(due))
         except (psycopg.Error, PgqError) as error:
             if isinstance(error, psycopg.Error) and is_transient(error):
                 return self._link.pause
@@ -83,4 +93,7 @@ class Heartbeat:
         if lost:
             log.warning("leases lost, others will run their jobs: %s", lost)
             self._lost(lost)
+        if cancelled:
+            log.info("asked to stop: jobs %s", cancelled)
+            self._cancelled(cancelled)
         return 0

@@ -7,7 +7,7 @@ import contextvars
 import logging
 import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from time import perf_counter
 from typing import Any
 
@@ -61,13 +61,13 @@ class Runner:
 
     async def _run_coroutines(self) -> None:
         """Run jobs until there is none left for a coroutine."""
-        take = self.slots.take
+        take, cancelled = self.slots.take, self.slots.cancelled
         item = take(True, None)
         until = perf_counter() + SLICE
         try:
             while item is not None:
                 try:
-                    result = await item.task.function(**arguments(item))
+                    result = await item.task.function(**arguments(item, cancelled))
                 except BaseException as error:
                     if self._stopping and isinstance(error, asyncio.CancelledError):
                         return  # whoever stopped it releases the job
@@ -83,12 +83,12 @@ class Runner:
 
     def _run_functions(self) -> None:
         """Run jobs until the slots are closed; the main function of a thread."""
-        take = self.slots.take_blocking
+        take, cancelled = self.slots.take_blocking, self.slots.cancelled
         copy_context = contextvars.copy_context
         item = take(None)
         while item is not None:
             try:
-                result = copy_context().run(item.task.function, **arguments(item))
+                result = copy_context().run(item.task.function, **arguments(item, cancelled))
             except BaseException as error:
                 self._failed(item, error)
             else:
@@ -113,6 +113,11 @@ class Runner:
             job.id, job.task, job.attempt, job.max_attempts, type(error).__name__, error,
         )  # fmt: skip
         self._settler.reject(job, describe(error))
+
+    def cancel(self, ids: list[int]) -> None:
+        """Ask jobs to stop; those that have not started do not. From any thread."""
+        for item in self.slots.cancel(ids):
+            self._settler.reject(item.job, "cancelled")
 
     def hurry(self) -> None:
         """End the grace time. From any thread."""
@@ -143,8 +148,12 @@ class Runner:
         return [item.job for item in tuple(self.slots.running.values())]
 
 
-def arguments(item: Item) -> dict[str, Any]:
+def arguments(item: Item, cancelled: Container[int] = ()) -> dict[str, Any]:
     """Return the keyword arguments of a job.
+
+    Args:
+        item: the job.
+        cancelled: the jobs that are asked to stop, now and later.
 
     Raises:
         TypeError: its payload is no JSON object.
@@ -156,11 +165,11 @@ def arguments(item: Item) -> dict[str, Any]:
             f" not {type(payload).__name__}"
         )
     if item.task.job_parameter is not None:
-        payload[item.task.job_parameter] = job_of(item.job)
+        payload[item.task.job_parameter] = job_of(item.job, cancelled)
     return payload
 
 
-def job_of(held: HeldJob) -> Job:
+def job_of(held: HeldJob, cancelled: Container[int]) -> Job:
     """Return what a handler sees of the job."""
     return Job(
         id=held.id,
@@ -172,6 +181,7 @@ def job_of(held: HeldJob) -> Job:
         max_attempts=held.max_attempts,
         headers=held.headers,
         enqueued_at=held.enqueued_at,
+        _cancelled=cancelled,
     )
 
 

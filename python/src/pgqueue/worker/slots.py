@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple
 
 from pgqueue._calls import HeldJob
@@ -43,6 +43,8 @@ class Slots:
         self.limit = limit
         self.running: dict[int, Item] = {}
         self.finished = 0
+        self.cancelled: set[int] = set()
+        """The jobs that run and are asked to stop."""
         self.low_mark = -1
         self._waiting: deque[Item] = deque()
         self._lock = threading.Lock()
@@ -133,6 +135,16 @@ class Slots:
         """Drop the jobs of leases that were lost, as far as they have not started."""
         with self._lock:
             self._lost |= frozenset(leases)
+
+    def cancel(self, ids: Collection[int]) -> list[Item]:
+        """Ask running jobs to stop, and take back those of them that wait."""
+        with self._lock:
+            self.cancelled.intersection_update(item.job.id for item in self.running.values())
+            self.cancelled.update(ids)
+            waiting = [item for item in self._waiting if item.job.id in ids]
+            for item in waiting:
+                self._waiting.remove(item)
+            return waiting
 
     def shed(self, keep: int) -> list[Item]:
         """Take back the last jobs that wait, until only ``keep`` wait."""

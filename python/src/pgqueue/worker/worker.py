@@ -162,7 +162,7 @@ class Worker:
             mode=self._mode,
             wake=wake,
         )
-        heartbeat = Heartbeat(self._link("heartbeat"), leases, self._lease, runner.slots.lose)
+        heartbeat = Heartbeat(self._link("heartbeat"), leases, self._lease, runner.slots.lose, runner.cancel)
         fetching = asyncio.create_task(fetcher.run())
         settling = asyncio.create_task(settler.run())
         tasks = [fetching, settling]

@@ -1,7 +1,7 @@
 -- Every table, its constraints and indexes.
 --
 -- Append-only, in a ring of sixteen segments: job, lease, outcome.
--- Small and mutable, for those who use the feature: scheduled, dead, straggler.
+-- Small and mutable, for those who use the feature: scheduled, dead, straggler, progress.
 -- Settings and bookkeeping: queue, line, segment, segment_lane, mark.
 -- The past: archive.
 
@@ -335,6 +335,8 @@ CREATE TABLE pgq.dead (
     CONSTRAINT dead_id_pkey PRIMARY KEY (id)
 );
 CREATE INDEX dead_queue_id_idx ON pgq.dead ((lane >> 16), id);
+CREATE INDEX dead_queue_task_id_idx ON pgq.dead ((lane >> 16), task, id);
+CREATE INDEX dead_queue_died_at_idx ON pgq.dead ((lane >> 16), died_at);
 COMMENT ON TABLE pgq.dead IS 'Dead letters: jobs that failed for good. pgq.redrive sends them back to work';
 COMMENT ON COLUMN pgq.dead.id IS 'Job id';
 COMMENT ON COLUMN pgq.dead.lane IS 'Lane that it came from';
@@ -388,6 +390,21 @@ COMMENT ON COLUMN pgq.straggler.finished_at IS 'When the attempt ended; null: it
 COMMENT ON COLUMN pgq.straggler.kind IS 'How it ended';
 COMMENT ON COLUMN pgq.straggler.result IS 'What the handler returned';
 COMMENT ON COLUMN pgq.straggler.error IS 'Why it failed';
+
+-- Room to update a row on its own page; and no index on what changes.
+CREATE TABLE pgq.progress (
+    id bigint NOT NULL,
+    lease bigint NOT NULL,
+    at timestamptz NOT NULL,
+    value jsonb NOT NULL,
+    CONSTRAINT progress_id_lease_pkey PRIMARY KEY (id, lease)
+) WITH (fillfactor = 50);
+COMMENT ON TABLE pgq.progress IS
+    'How far running attempts say they are. Rows of attempts that have ended mean nothing; pgq.maintain removes them';
+COMMENT ON COLUMN pgq.progress.id IS 'Job id';
+COMMENT ON COLUMN pgq.progress.lease IS 'The lease that holds it';
+COMMENT ON COLUMN pgq.progress.at IS 'When it was told';
+COMMENT ON COLUMN pgq.progress.value IS 'What the handler told';
 
 -- The past ------------------------------------------------------------------------------------------------------------
 

@@ -47,7 +47,8 @@ AS $$
 BEGIN
     PERFORM pgq._grant(role, '{
         pgq.claim, pgq.ack, pgq.ack_many, pgq.reject, pgq.reject_many, pgq.extend, pgq.extend_many, pgq.release, pgq.snooze,
-        pgq.watch, pgq.unwatch, pgq.maintain, pgq.promote, pgq.reap, pgq.rotate, pgq.try_exclusive, pgq.version, pgq._now
+        pgq.watch, pgq.unwatch, pgq.maintain, pgq.promote, pgq.reap, pgq.rotate, pgq.try_exclusive, pgq.version, pgq._now,
+        pgq.progress
     }');
 END;
 $$;
@@ -63,7 +64,8 @@ BEGIN
     PERFORM pgq._grant(role, '{
         pgq.create_queue, pgq.alter_queue, pgq.drop_queue, pgq.pause, pgq.resume, pgq.purge, pgq.redrive, pgq.cancel,
         pgq.schedule, pgq.unschedule, pgq.job_status, pgq.stats, pgq.doctor,
-        pgq.grant_producer, pgq.grant_consumer, pgq.grant_admin
+        pgq.attempts, pgq.job_progress, pgq.dead_letters, pgq.redrive_where, pgq.discard, pgq.discard_where,
+        pgq.purge_state, pgq.grant_producer, pgq.grant_consumer, pgq.grant_admin
     }');
     EXECUTE format('GRANT SELECT ON pgq.queue_stats, pgq.archive TO %s', role);
 END;

@@ -40,7 +40,7 @@ CREATE FUNCTION pgq.dead_letters(
     n int DEFAULT 100
 ) RETURNS SETOF pgq.dead_letter
     LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-    SET plan_cache_mode = force_custom_plan SET jit = off
+    SET enable_seqscan = off SET enable_bitmapscan = off SET plan_cache_mode = force_custom_plan SET jit = off
 AS $$
 DECLARE
     v_queue pgq.queue := pgq._find_queue(queue);
@@ -65,30 +65,34 @@ COMMENT ON FUNCTION pgq.dead_letters(text, text, text, timestamptz, timestamptz,
     'that died since or before a time; null: any. The next page: after_id => the last id of this one. Raises PQ002, 22023';
 
 -- All lock in the order of ids, so that those who redrive and discard at once wait for each other, and no more.
-CREATE FUNCTION pgq._pick_dead(
+CREATE FUNCTION pgq._take_dead(
     queue_id int, ids bigint[], task text, error text, since timestamptz, before timestamptz, n int
-) RETURNS SETOF bigint
-    LANGUAGE plpgsql SET plan_cache_mode = force_custom_plan SET jit = off
+) RETURNS SETOF pgq.dead
+    LANGUAGE plpgsql
+    SET enable_seqscan = off SET enable_bitmapscan = off SET plan_cache_mode = force_custom_plan SET jit = off
 AS $$
 BEGIN
     IF n IS NOT NULL THEN
         PERFORM pgq._require('n', n > 0, 'null (all) or at least 1');
     END IF;
     RETURN QUERY
-    SELECT d.id FROM pgq.dead d
-    WHERE d.lane >> 16 = queue_id
-        AND (ids IS NULL OR d.id = ANY (ids))
-        AND (_pick_dead.task IS NULL OR d.task = _pick_dead.task)
-        AND (_pick_dead.error IS NULL OR strpos(d.error, _pick_dead.error) > 0)
-        AND (since IS NULL OR d.died_at >= since)
-        AND (before IS NULL OR d.died_at < before)
-    ORDER BY d.id
-    LIMIT n
-    FOR UPDATE;
+    WITH picked AS MATERIALIZED (
+        SELECT d.id FROM pgq.dead d
+        WHERE d.lane >> 16 = queue_id
+            AND (ids IS NULL OR d.id = ANY (ids))
+            AND (_take_dead.task IS NULL OR d.task = _take_dead.task)
+            AND (_take_dead.error IS NULL OR strpos(d.error, _take_dead.error) > 0)
+            AND (since IS NULL OR d.died_at >= since)
+            AND (before IS NULL OR d.died_at < before)
+        ORDER BY d.id
+        LIMIT n
+        FOR UPDATE
+    )
+    DELETE FROM pgq.dead d USING picked p WHERE d.id = p.id RETURNING d.*;
 END;
 $$;
-COMMENT ON FUNCTION pgq._pick_dead(int, bigint[], text, text, timestamptz, timestamptz, int) IS
-    'Locks dead letters of a queue and returns their ids';
+COMMENT ON FUNCTION pgq._take_dead(int, bigint[], text, text, timestamptz, timestamptz, int) IS
+    'Deletes dead letters of a queue and returns them';
 
 CREATE FUNCTION pgq._redrive(
     queue text, ids bigint[], task text, error text, since timestamptz, before timestamptz, n int, per_second float8
@@ -101,15 +105,13 @@ DECLARE
     v_now CONSTANT timestamptz := pgq._now();
     v_count bigint;
 BEGIN
-    WITH gone AS (
-        DELETE FROM pgq.dead d
-        USING pgq._pick_dead(v_queue.id, _redrive.ids, _redrive.task, _redrive.error, since, before, n) p (id)
-        WHERE d.id = p.id
-        RETURNING d.*, pgq._lane(v_queue.id, pgq._priority(d.lane), (d.id % v_queue.shards)::int + 1) AS home
+    WITH gone AS MATERIALIZED (
+        SELECT d.*, pgq._lane(v_queue.id, pgq._priority(d.lane), (d.id % v_queue.shards)::int + 1) AS home
+        FROM pgq._take_dead(v_queue.id, ids, task, error, since, before, n) d
     ), ready AS (
         INSERT INTO pgq.job (lane, xid, id, enqueued_at, slot, attempt, max_attempts, task, payload, headers, history)
-        SELECT g.home, pg_current_xact_id(), g.id, g.enqueued_at, v_slot, 1, g.max_attempts, g.task, g.payload, g.headers,
-            g.history
+        SELECT g.home, pg_current_xact_id(), g.id, g.enqueued_at, v_slot, 1, g.max_attempts, g.task, g.payload,
+            g.headers, g.history
         FROM gone g WHERE per_second IS NULL
     ), later AS (
         INSERT INTO pgq.scheduled (run_at, id, lane, enqueued_at, attempt, max_attempts, task, payload, headers, history)
@@ -167,13 +169,9 @@ CREATE FUNCTION pgq.discard(queue text, ids bigint[]) RETURNS bigint
 AS $$
 DECLARE
     v_queue pgq.queue := pgq._find_queue(queue);
-    v_count bigint;
 BEGIN
     PERFORM pgq._require('ids', ids IS NOT NULL OR NULL, 'an array of job ids');
-    DELETE FROM pgq.dead d USING pgq._pick_dead(v_queue.id, discard.ids, NULL, NULL, NULL, NULL, NULL) p (id)
-    WHERE d.id = p.id;
-    GET DIAGNOSTICS v_count = ROW_COUNT;
-    RETURN v_count;
+    RETURN (SELECT count(*) FROM pgq._take_dead(v_queue.id, ids, NULL, NULL, NULL, NULL, NULL));
 END;
 $$;
 COMMENT ON FUNCTION pgq.discard(text, bigint[]) IS
@@ -192,13 +190,8 @@ CREATE FUNCTION pgq.discard_where(
 AS $$
 DECLARE
     v_queue pgq.queue := pgq._find_queue(queue);
-    v_count bigint;
 BEGIN
-    DELETE FROM pgq.dead d
-    USING pgq._pick_dead(v_queue.id, NULL, discard_where.task, discard_where.error, since, before, n) p (id)
-    WHERE d.id = p.id;
-    GET DIAGNOSTICS v_count = ROW_COUNT;
-    RETURN v_count;
+    RETURN (SELECT count(*) FROM pgq._take_dead(v_queue.id, NULL, task, error, since, before, n));
 END;
 $$;
 COMMENT ON FUNCTION pgq.discard_where(text, text, text, timestamptz, timestamptz, int) IS

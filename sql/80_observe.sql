@@ -199,7 +199,8 @@ DECLARE
     v_query text := (
         SELECT string_agg(format('SELECT j.attempt, j.history FROM pgq.%I j WHERE j.id = $1', n.name), ' UNION ALL ')
         FROM (
-            SELECT 'job_' || s FROM generate_series(0, 15) s WHERE pg_relation_size(format('pgq.job_%s', s)::regclass) > 0
+            SELECT 'job_' || s FROM generate_series(0, 15) s
+            WHERE pg_relation_size(format('pgq.job_%s', s)::regclass) > 0
             UNION ALL
             SELECT unnest('{scheduled,dead,straggler}'::text[])
         ) n (name)
@@ -210,8 +211,9 @@ BEGIN
             CASE WHEN h.error = 'lease expired' THEN 'expired' WHEN h.next = h.attempt + 1 THEN 'retry' ELSE 'dead' END,
             NULL::bigint, h.worker, NULL::timestamptz, h.at, NULL::timestamptz, NULL::jsonb, h.error, NULL::jsonb
         FROM (
-            SELECT (e.entry ->> 'attempt')::int AS attempt, (e.entry ->> 'at')::timestamptz AS at, e.entry ->> 'error' AS error,
-                e.entry ->> 'worker' AS worker, lead((e.entry ->> 'attempt')::int, 1, j.attempt::int) OVER (ORDER BY e.n) AS next
+            SELECT (e.entry ->> 'attempt')::int AS attempt, (e.entry ->> 'at')::timestamptz AS at,
+                e.entry ->> 'error' AS error, e.entry ->> 'worker' AS worker,
+                lead((e.entry ->> 'attempt')::int, 1, j.attempt::int) OVER (ORDER BY e.n) AS next
             FROM (
                 SELECT * FROM (%s) j WHERE j.history IS NOT NULL ORDER BY jsonb_array_length(j.history) DESC LIMIT 1
             ) j
@@ -240,7 +242,8 @@ BEGIN
                 CASE WHEN s.kind IS NULL THEN s.expires_at END, s.result, s.error, NULL
             FROM pgq.straggler s WHERE s.id = attempts.id
             UNION ALL
-            SELECT a.attempt::int, a.kind::text, a.lease, a.worker, a.started_at, a.finished_at, NULL, a.result, a.error, NULL
+            SELECT a.attempt::int, a.kind::text, a.lease, a.worker, a.started_at, a.finished_at, NULL, a.result, a.error,
+                NULL
             FROM pgq.archive a WHERE a.id = attempts.id
         ) k
         ORDER BY k.lease

@@ -310,10 +310,10 @@ END;
 $$;
 COMMENT ON FUNCTION pgq._running_since(bigint, bigint) IS 'When an attempt was claimed; null: it has ended';
 
--- Each report leaves a dead row, which a pinned snapshot keeps. So one per second or, if that is longer, per hundredth of
--- the time so far: what is shown is at most a percent behind, and an attempt that reports all the time leaves some 500 of
--- them in an hour, 800 in a day.
-CREATE FUNCTION pgq.progress(id bigint, lease bigint, progress jsonb) RETURNS boolean
+-- Each report leaves a dead row, which a pinned snapshot keeps. So one per second or, if that is longer, per hundredth
+-- of the time so far: what is shown is at most a percent behind, and an attempt that reports all the time leaves some
+-- 500 of them in an hour, 800 in a day.
+CREATE FUNCTION pgq.progress(id bigint, lease bigint, value jsonb) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     SET enable_seqscan = off SET enable_bitmapscan = off
     SET plan_cache_mode = force_generic_plan SET jit = off
@@ -322,7 +322,7 @@ DECLARE
     v_now CONSTANT timestamptz := pgq._now();
     v_since timestamptz;
 BEGIN
-    PERFORM pgq._require('progress', octet_length(progress::text) <= 1000, 'JSON of at most 1000 bytes');
+    PERFORM pgq._require('value', octet_length(value::text) <= 1000, 'JSON of at most 1000 bytes');
     v_since := pgq._running_since(id, lease);
     IF v_since IS NULL THEN
         PERFORM pgq._lost(id, lease);
@@ -334,7 +334,7 @@ BEGIN
         RETURN false;
     END IF;
     INSERT INTO pgq.progress AS p (id, lease, at, value)
-    VALUES (progress.id, progress.lease, v_now, progress.progress)
+    VALUES (progress.id, progress.lease, v_now, progress.value)
     ON CONFLICT ON CONSTRAINT progress_id_lease_pkey DO UPDATE SET at = excluded.at, value = excluded.value;
     RETURN true;
 END;

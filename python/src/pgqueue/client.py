@@ -15,10 +15,10 @@ import psycopg
 from psycopg.rows import tuple_row
 
 from pgqueue import _calls, _versions
-from pgqueue._calls import Call, ClaimedJob, Finding, JobState, QueueStat
+from pgqueue._calls import Call, ClaimedJob, DeadLetter, Finding, JobAttempt, JobState, QueueStat
 from pgqueue.errors import translated
 
-__all__ = ["AsyncClient", "ClaimedJob", "Client", "Finding", "JobState", "QueueStat"]
+__all__ = ["AsyncClient", "ClaimedJob", "Client", "DeadLetter", "Finding", "JobAttempt", "JobState", "QueueStat"]
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -145,13 +145,21 @@ class Client(_Settings):
     snooze = _sync(_calls.snooze)
     cancel = _sync(_calls.cancel)
     job_status = _sync(_calls.job_status)
+    attempts = _sync(_calls.attempts)
+    progress = _sync(_calls.progress)
+    job_progress = _sync(_calls.job_progress)
     create_queue = _sync(_calls.create_queue)
     alter_queue = _sync(_calls.alter_queue)
     drop_queue = _sync(_calls.drop_queue)
     pause = _sync(_calls.pause)
     resume = _sync(_calls.resume)
     purge = _sync(_calls.purge)
+    purge_state = _sync(_calls.purge_state)
     redrive = _sync(_calls.redrive)
+    redrive_where = _sync(_calls.redrive_where)
+    dead_letters = _sync(_calls.dead_letters)
+    discard = _sync(_calls.discard)
+    discard_where = _sync(_calls.discard_where)
     maintain = _sync(_calls.maintain)
     promote = _sync(_calls.promote)
     reap = _sync(_calls.reap)
@@ -244,13 +252,21 @@ class AsyncClient(_Settings):
     snooze = _async(_calls.snooze)
     cancel = _async(_calls.cancel)
     job_status = _async(_calls.job_status)
+    attempts = _async(_calls.attempts)
+    progress = _async(_calls.progress)
+    job_progress = _async(_calls.job_progress)
     create_queue = _async(_calls.create_queue)
     alter_queue = _async(_calls.alter_queue)
     drop_queue = _async(_calls.drop_queue)
     pause = _async(_calls.pause)
     resume = _async(_calls.resume)
     purge = _async(_calls.purge)
+    purge_state = _async(_calls.purge_state)
     redrive = _async(_calls.redrive)
+    redrive_where = _async(_calls.redrive_where)
+    dead_letters = _async(_calls.dead_letters)
+    discard = _async(_calls.discard)
+    discard_where = _async(_calls.discard_where)
     maintain = _async(_calls.maintain)
     promote = _async(_calls.promote)
     reap = _async(_calls.reap)

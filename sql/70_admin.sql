@@ -123,7 +123,7 @@ COMMENT ON FUNCTION pgq.resume(text) IS 'Ends pgq.pause. Raises PQ002';
 
 -- Waits for those who are claiming, so that nothing is left.
 CREATE FUNCTION pgq._clear_ready(queue pgq.queue) RETURNS bigint
-    LANGUAGE plpgsql SET lock_timeout = '5s'
+    LANGUAGE plpgsql
 AS $$
 DECLARE
     v_live bigint := pg_sequence_last_value('pgq.live');
@@ -153,7 +153,7 @@ $$;
 COMMENT ON FUNCTION pgq._clear_ready(pgq.queue) IS 'Cancels all jobs of a queue that can be claimed';
 
 CREATE FUNCTION pgq._clear_queue(queue pgq.queue) RETURNS bigint
-    LANGUAGE plpgsql
+    LANGUAGE plpgsql SET lock_timeout = '5s'
 AS $$
 DECLARE
     v_total bigint := pgq._clear_ready(queue);
@@ -181,6 +181,7 @@ COMMENT ON FUNCTION pgq.purge(text) IS
 -- A function of its own: another argument of pgq.purge would be another function, and what was granted would be lost.
 CREATE FUNCTION pgq.purge_state(queue text, state text) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    SET lock_timeout = '5s'
 AS $$
 DECLARE
     v_queue pgq.queue := pgq._find_queue(queue);
@@ -206,7 +207,7 @@ $$;
 COMMENT ON FUNCTION pgq.purge_state(text, text) IS
     'Of a queue throws away what is in one state and returns how many: ready, scheduled or retrying jobs are cancelled, as '
     'by pgq.purge; dead: its dead letters, as by pgq.discard_where; archived: the ended attempts that are in the archive by '
-    'now. Raises PQ002, PQ003, 22023, 55P03 if a claiming transaction does not end within five seconds';
+    'now. Raises PQ002, PQ003, 22023, 55P03 if another transaction does not end within five seconds';
 
 -- Running attempts of a queue, wherever they are.
 CREATE FUNCTION pgq._running_0(queue_id int) RETURNS SETOF pgq.settled

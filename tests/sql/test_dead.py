@@ -143,10 +143,10 @@ def test_conditions_mean_the_same_everywhere(
 
 def test_since_and_before_divide_the_time(db: Connection, buried: dict[str, list[int]]) -> None:
     died = {letter["id"]: letter["died_at"] for letter in letters(db)}
-    at: datetime = died[buried["late"][0]]
+    at: datetime = min(died[id] for id in buried["late"])
     assert listed(db, since=at) == [*buried["late"], *buried["silent"]]
     assert listed(db, before=at) == [*buried["early"], *buried["middle"]]
-    assert listed(db, since=died[buried["middle"][0]], before=at) == buried["middle"]
+    assert listed(db, since=min(died[id] for id in buried["middle"]), before=at) == buried["middle"]
     assert listed(db, since=at, before=at) == listed(db, since="infinity") == []
     assert listed(db, since="-infinity", before="infinity") == sorted(died)
     assert call(db, "redrive_where", "q", before=at) == 4

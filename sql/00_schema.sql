@@ -14,8 +14,9 @@
 --   42_cancel    cancel, reschedule and set_priority: taking back what was not handed out, stopping what was.
 --   50_maintain  promote what is due, reap expired leases, turn the ring. Called by the workers; there is no daemon.
 --   60_schedule  recurring jobs.
---   70_admin     queues, dead letters, waiting workers.
---   80_observe   job_status, stats, the doctor.
+--   70_admin     queues, waiting workers.
+--   75_dead      dead letters: listed, sent back to work, thrown away.
+--   80_observe   job_status, attempts and progress, stats, the doctor.
 --   90_grant     who may do what. Nobody but the owner may do anything until told otherwise.
 --
 -- Errors of our own: PQ001 lease_lost, PQ002 queue_not_found, PQ003 not_read_committed, PQ004 payload_rejected,

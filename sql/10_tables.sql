@@ -1,7 +1,7 @@
 -- Every table, its constraints and indexes.
 --
 -- Append-only, in a ring of sixteen segments: job, lease, outcome.
--- Small and mutable, for those who use the feature: scheduled, dead, straggler, unique_key, cancel_request.
+-- Small and mutable, for those who use the feature: scheduled, dead, straggler, unique_key, cancel_request, progress.
 -- Settings and bookkeeping: queue, line, segment, segment_lane, mark.
 -- The past: archive.
 
@@ -348,6 +348,8 @@ CREATE TABLE pgq.dead (
     CONSTRAINT dead_id_pkey PRIMARY KEY (id)
 );
 CREATE INDEX dead_queue_id_idx ON pgq.dead ((lane >> 16), id);
+CREATE INDEX dead_queue_task_id_idx ON pgq.dead ((lane >> 16), task, id);
+CREATE INDEX dead_queue_died_at_idx ON pgq.dead ((lane >> 16), died_at);
 COMMENT ON TABLE pgq.dead IS 'Dead letters: jobs that failed for good. pgq.redrive sends them back to work';
 COMMENT ON COLUMN pgq.dead.id IS 'Job id';
 COMMENT ON COLUMN pgq.dead.lane IS 'Lane that it came from';
@@ -427,6 +429,21 @@ CREATE TABLE pgq.cancel_request (
 COMMENT ON TABLE pgq.cancel_request IS 'Running jobs that are asked to stop, until they have ended';
 COMMENT ON COLUMN pgq.cancel_request.id IS 'Job id';
 COMMENT ON COLUMN pgq.cancel_request.at IS 'When pgq.cancel was called';
+
+-- Room to update a row on its own page; and no index on what changes.
+CREATE TABLE pgq.progress (
+    id bigint NOT NULL,
+    lease bigint NOT NULL,
+    at timestamptz NOT NULL,
+    value jsonb NOT NULL,
+    CONSTRAINT progress_id_lease_pkey PRIMARY KEY (id, lease)
+) WITH (fillfactor = 50);
+COMMENT ON TABLE pgq.progress IS
+    'How far running attempts say they are. Rows of attempts that have ended mean nothing; pgq.maintain removes them';
+COMMENT ON COLUMN pgq.progress.id IS 'Job id';
+COMMENT ON COLUMN pgq.progress.lease IS 'The lease that holds it';
+COMMENT ON COLUMN pgq.progress.at IS 'When it was told';
+COMMENT ON COLUMN pgq.progress.value IS 'What the handler told';
 
 -- The past ------------------------------------------------------------------------------------------------------------
 

@@ -786,7 +786,7 @@ BEGIN
 
     PERFORM pgq._archive_stragglers();
     IF pgq._due_again('tidy', '1 minute') THEN
-        PERFORM pgq._archive_drop(), pgq._tidy_keys();
+        PERFORM pgq._archive_drop(), pgq._tidy_keys(), pgq._forget_progress();
         DELETE FROM pgq.line l USING pgq.line d
         WHERE d.queue_id = l.queue_id AND d.lane = l.lane AND d.ctid < l.ctid;
     END IF;

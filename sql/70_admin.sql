@@ -1,4 +1,4 @@
--- Queues, dead letters, waiting workers.
+-- Queues, waiting workers.
 
 -- Queues --------------------------------------------------------------------------------------------------------------
 
@@ -122,8 +122,8 @@ $$;
 COMMENT ON FUNCTION pgq.resume(text) IS 'Ends pgq.pause. Raises PQ002';
 
 -- Waits for those who are claiming, so that nothing is left.
-CREATE FUNCTION pgq._clear_queue(queue pgq.queue) RETURNS bigint
-    LANGUAGE plpgsql SET lock_timeout = '5s'
+CREATE FUNCTION pgq._clear_ready(queue pgq.queue) RETURNS bigint
+    LANGUAGE plpgsql
 AS $$
 DECLARE
     v_live bigint := pg_sequence_last_value('pgq.live');
@@ -147,13 +147,36 @@ BEGIN
             END LOOP;
         END LOOP;
     END LOOP;
+    RETURN v_total;
+END;
+$$;
+COMMENT ON FUNCTION pgq._clear_ready(pgq.queue) IS 'Cancels all jobs of a queue that can be claimed';
+
+CREATE FUNCTION pgq._clear_scheduled(queue_id int, retries boolean) RETURNS bigint
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_count bigint;
+BEGIN
     WITH gone AS (
-        DELETE FROM pgq.scheduled s WHERE s.lane >> 16 = queue.id RETURNING s.id
+        DELETE FROM pgq.scheduled s
+        WHERE s.lane >> 16 = _clear_scheduled.queue_id AND (retries IS NULL OR (s.attempt > 1) = retries)
+        RETURNING s.id
     ), freed AS (
         DELETE FROM pgq.unique_key k USING gone g WHERE k.job_id = g.id AND k.held_until IS NULL
     )
     SELECT count(*) INTO v_count FROM gone;
-    RETURN v_total + v_count;
+    RETURN v_count;
+END;
+$$;
+COMMENT ON FUNCTION pgq._clear_scheduled(int, boolean) IS
+    'Throws away the scheduled jobs of a queue: those that were tried before, those that were not, or all';
+
+CREATE FUNCTION pgq._clear_queue(queue pgq.queue) RETURNS bigint
+    LANGUAGE plpgsql SET lock_timeout = '5s'
+AS $$
+BEGIN
+    RETURN pgq._clear_ready(queue) + pgq._clear_scheduled(queue.id, NULL);
 END;
 $$;
 COMMENT ON FUNCTION pgq._clear_queue(pgq.queue) IS 'Cancels all waiting jobs of a queue';
@@ -169,6 +192,37 @@ $$;
 COMMENT ON FUNCTION pgq.purge(text) IS
     'Cancels every waiting, scheduled and retrying job of a queue and returns how many; running ones and dead letters stay. '
     'Raises PQ002, PQ003, 55P03 if a claiming transaction does not end within five seconds';
+
+-- A function of its own: another argument of pgq.purge would be another function, and what was granted would be lost.
+CREATE FUNCTION pgq.purge_state(queue text, state text) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    SET lock_timeout = '5s'
+AS $$
+DECLARE
+    v_queue pgq.queue := pgq._find_queue(queue);
+    v_count bigint;
+BEGIN
+    PERFORM pgq._read_committed();
+    PERFORM pgq._require('state', state IN ('ready', 'scheduled', 'retrying', 'dead', 'archived'),
+        'ready, scheduled, retrying, dead or archived');
+    CASE state
+        WHEN 'ready' THEN
+            RETURN pgq._clear_ready(v_queue);
+        WHEN 'dead' THEN
+            RETURN pgq.discard_where(queue);
+        WHEN 'archived' THEN
+            DELETE FROM pgq.archive a WHERE a.queue = v_queue.name;
+            GET DIAGNOSTICS v_count = ROW_COUNT;
+            RETURN v_count;
+        ELSE
+            RETURN pgq._clear_scheduled(v_queue.id, state = 'retrying');
+    END CASE;
+END;
+$$;
+COMMENT ON FUNCTION pgq.purge_state(text, text) IS
+    'Of a queue throws away what is in one state and returns how many: ready, scheduled or retrying jobs are cancelled, as '
+    'by pgq.purge; dead: its dead letters, as by pgq.discard_where; archived: the ended attempts that are in the archive by '
+    'now. Raises PQ002, PQ003, 22023, 55P03 if another transaction does not end within five seconds';
 
 -- Running attempts of a queue, wherever they are.
 CREATE FUNCTION pgq._running_0(queue_id int) RETURNS SETOF pgq.settled
@@ -239,7 +293,7 @@ BEGIN
         PERFORM pgq._settle_many(v_ids, v_leases, '{cancelled}', NULL, NULL);
     END LOOP;
     UPDATE pgq.straggler s SET kind = 'cancelled', finished_at = pgq._now() WHERE s.lane >> 16 = v_queue.id AND s.kind IS NULL;
-    DELETE FROM pgq.dead d WHERE d.lane >> 16 = v_queue.id;
+    PERFORM pgq.discard_where(queue);
     DELETE FROM pgq.line l WHERE l.queue_id = v_queue.id;
     DELETE FROM pgq.unique_key k WHERE k.queue_id = v_queue.id;
     DELETE FROM pgq.queue q WHERE q.id = v_queue.id;
@@ -248,36 +302,6 @@ $$;
 COMMENT ON FUNCTION pgq.drop_queue(text, boolean) IS
     'Drops a queue. With force also if it has jobs: they are cancelled, running ones too, and its dead letters deleted. '
     'Raises PQ005 if it is not empty, PQ002, PQ003, 55P03 if a transaction that enqueues does not end within five seconds';
-
--- Dead letters --------------------------------------------------------------------------------------------------------
-
-CREATE FUNCTION pgq.redrive(queue text, ids bigint[] DEFAULT NULL) RETURNS bigint
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    v_slot int := pgq._hold();
-    v_queue pgq.queue := pgq._producing(queue);
-    v_count bigint;
-BEGIN
-    WITH gone AS (
-        DELETE FROM pgq.dead d
-        WHERE d.lane >> 16 = v_queue.id AND (redrive.ids IS NULL OR d.id = ANY (redrive.ids))
-        RETURNING d.*
-    )
-    INSERT INTO pgq.job (lane, xid, id, enqueued_at, slot, attempt, max_attempts, task, payload, headers, history)
-    SELECT pgq._lane(v_queue.id, pgq._priority(g.lane), (g.id % v_queue.shards)::int + 1), pg_current_xact_id(), g.id,
-        g.enqueued_at, v_slot, 1, g.max_attempts, g.task, g.payload, g.headers, g.history
-    FROM gone g;
-    GET DIAGNOSTICS v_count = ROW_COUNT;
-    IF v_count > 0 THEN
-        PERFORM pgq._wake(v_queue.id, queue);
-    END IF;
-    RETURN v_count;
-END;
-$$;
-COMMENT ON FUNCTION pgq.redrive(text, bigint[]) IS
-    'Sends dead letters of a queue back to work, all or those with these ids, with all their attempts before them; their '
-    'history stays. Returns how many. Raises PQ002';
 
 -- Waiting workers -----------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
--- job_status, stats, the doctor.
+-- job_status, attempts and progress, stats, the doctor.
 
 -- One job -------------------------------------------------------------------------------------------------------------
 
@@ -172,6 +172,247 @@ END;
 $$;
 COMMENT ON FUNCTION pgq.job_status(bigint) IS
     'Where a job stands: one row, or none if it is unknown or its archive was dropped';
+
+-- All attempts --------------------------------------------------------------------------------------------------------
+
+CREATE TYPE pgq.job_attempt AS (
+    attempt int,
+    state text,
+    lease bigint,
+    worker text,
+    started_at timestamptz,
+    finished_at timestamptz,
+    expires_at timestamptz,
+    result jsonb,
+    error text,
+    progress jsonb
+);
+COMMENT ON TYPE pgq.job_attempt IS 'One attempt of a job';
+COMMENT ON COLUMN pgq.job_attempt.attempt IS 'Number of the attempt, from 1; a redriven job begins again';
+COMMENT ON COLUMN pgq.job_attempt.state IS
+    'running, or how it ended: done, retry (failed, there is another), dead (failed for good), expired (its lease ended), '
+    'released, cancelled';
+COMMENT ON COLUMN pgq.job_attempt.lease IS 'The lease that holds or held it; null if only the job''s history knows of it';
+COMMENT ON COLUMN pgq.job_attempt.worker IS 'Who claimed it, as the worker calls itself';
+COMMENT ON COLUMN pgq.job_attempt.started_at IS 'When it was claimed; null if only the job''s history knows of it';
+COMMENT ON COLUMN pgq.job_attempt.finished_at IS 'When it ended; null: it is running';
+COMMENT ON COLUMN pgq.job_attempt.expires_at IS 'When the lease ends, if it is running';
+COMMENT ON COLUMN pgq.job_attempt.result IS 'What the handler returned';
+COMMENT ON COLUMN pgq.job_attempt.error IS 'Why it failed';
+COMMENT ON COLUMN pgq.job_attempt.progress IS 'What it told last with pgq.progress, if it is running';
+
+-- All leases of the job's lanes are looked through: one that was released has several, with the same number.
+-- OFFSET 0: each by its index, never a whole table to join it.
+CREATE FUNCTION pgq._tried(slot int, job bigint) RETURNS SETOF pgq.job_attempt
+    LANGUAGE plpgsql STABLE
+AS $$
+BEGIN
+    RETURN QUERY EXECUTE format($sql$
+        SELECT coalesce(l.attempts[l.position], 1)::int, coalesce(o.kind::text, 'running'), l.id, l.worker, l.claimed_at,
+            o.at, CASE WHEN o.kind IS NULL THEN x.expires_at END, coalesce(o.result, o.results[l.position]), o.error,
+            NULL::jsonb
+        FROM (SELECT DISTINCT j.lane FROM pgq.job_%1$s j WHERE j.id = $1) j
+        CROSS JOIN LATERAL (
+            SELECT l.*, array_position(l.job_ids, $1) AS position
+            FROM pgq.lease_%1$s l WHERE l.lane = j.lane AND $1 = ANY (l.job_ids) OFFSET 0
+        ) l
+        CROSS JOIN LATERAL (
+            SELECT max(x.expires_at) AS expires_at
+            FROM (SELECT x.expires_at FROM pgq.lease_%1$s x WHERE x.id = l.id OFFSET 0) x
+        ) x
+        LEFT JOIN LATERAL (
+            SELECT * FROM pgq.outcome_%1$s o
+            WHERE o.lease_id = l.id AND o.job_id IN (0, $1) AND o.kind <> 'split' OFFSET 0
+        ) o ON true
+        WHERE (o.kind IN ('carried', 'moved')) IS NOT TRUE
+    $sql$, slot) USING job;
+END;
+$$;
+COMMENT ON FUNCTION pgq._tried(int, bigint) IS 'The attempts of a job that a segment knows of';
+
+-- The longest history is the newest. How its attempts ended is told by what came next.
+CREATE FUNCTION pgq._failures(job bigint) RETURNS SETOF pgq.job_attempt
+    LANGUAGE plpgsql STABLE
+AS $$
+DECLARE
+    v_query text := (
+        SELECT string_agg(format('SELECT j.attempt, j.history FROM pgq.%I j WHERE j.id = $1', n.name), ' UNION ALL ')
+        FROM (
+            SELECT 'job_' || s FROM generate_series(0, 15) s
+            WHERE pg_relation_size(format('pgq.job_%s', s)::regclass) > 0
+            UNION ALL
+            SELECT unnest('{scheduled,dead,straggler}'::text[])
+        ) n (name)
+    );
+BEGIN
+    RETURN QUERY EXECUTE format($sql$
+        SELECT h.attempt,
+            CASE WHEN h.error = 'lease expired' THEN 'expired' WHEN h.next = h.attempt + 1 THEN 'retry' ELSE 'dead' END,
+            NULL::bigint, h.worker, NULL::timestamptz, h.at, NULL::timestamptz, NULL::jsonb, h.error, NULL::jsonb
+        FROM (
+            SELECT (e.entry ->> 'attempt')::int AS attempt, (e.entry ->> 'at')::timestamptz AS at,
+                e.entry ->> 'error' AS error, e.entry ->> 'worker' AS worker,
+                lead((e.entry ->> 'attempt')::int, 1, j.attempt::int) OVER (ORDER BY e.n) AS next
+            FROM (
+                SELECT * FROM (%s) j WHERE j.history IS NOT NULL ORDER BY jsonb_array_length(j.history) DESC LIMIT 1
+            ) j
+            CROSS JOIN LATERAL jsonb_array_elements(j.history) WITH ORDINALITY e (entry, n)
+        ) h
+    $sql$, v_query) USING job;
+END;
+$$;
+COMMENT ON FUNCTION pgq._failures(bigint) IS 'The attempts in the history of a job that has not ended well';
+
+CREATE FUNCTION pgq.attempts(id bigint) RETURNS SETOF pgq.job_attempt
+    LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET jit = off
+AS $$
+BEGIN
+    PERFORM pgq._require('id', id IS NOT NULL OR NULL, 'the id of a job');
+    RETURN QUERY
+    WITH known AS MATERIALIZED (
+        -- What is being archived is there twice.
+        SELECT DISTINCT ON (k.lease) k.*
+        FROM (
+            SELECT t.* FROM generate_series(0, 15) s CROSS JOIN LATERAL pgq._tried(s, attempts.id) t
+            WHERE pg_relation_size(format('pgq.job_%s', s)::regclass) > 0
+            UNION ALL
+            SELECT s.attempt::int, coalesce(s.kind::text, 'running'), s.lease, s.worker, s.claimed_at, s.finished_at,
+                CASE WHEN s.kind IS NULL THEN s.expires_at END, s.result, s.error, NULL
+            FROM pgq.straggler s WHERE s.id = attempts.id
+            UNION ALL
+            SELECT a.attempt::int, a.kind::text, a.lease, a.worker, a.started_at, a.finished_at, NULL, a.result, a.error,
+                NULL
+            FROM pgq.archive a WHERE a.id = attempts.id
+        ) k
+        ORDER BY k.lease
+    ), failed AS MATERIALIZED (
+        SELECT * FROM pgq._failures(attempts.id)
+    )
+    SELECT k.attempt, k.state, k.lease, k.worker, k.started_at, k.finished_at, k.expires_at, k.result, k.error,
+        CASE WHEN k.state = 'running' THEN (
+            SELECT p.value FROM pgq.progress p WHERE p.id = attempts.id AND p.lease = k.lease
+        ) END
+    FROM known k
+    UNION ALL
+    -- The archive may have been without them, or have dropped them. The history is written just before the outcome.
+    SELECT f.* FROM failed f
+    WHERE NOT EXISTS (
+        SELECT FROM known k
+        WHERE k.attempt = f.attempt AND k.state IN ('retry', 'dead', 'expired') AND k.finished_at >= f.finished_at
+            AND NOT EXISTS (
+                SELECT FROM failed n
+                WHERE n.attempt = f.attempt AND n.finished_at > f.finished_at AND n.finished_at <= k.finished_at
+            )
+    )
+    ORDER BY finished_at NULLS LAST, lease;
+END;
+$$;
+COMMENT ON FUNCTION pgq.attempts(bigint) IS
+    'Every attempt of a job in the order of time: from the segments, the archive and, as far as those know no more, the '
+    'history of a job that failed. Released attempts are known until their segment is retired. No rows: it was never '
+    'claimed, or its archive was dropped';
+
+-- Progress ------------------------------------------------------------------------------------------------------------
+
+CREATE FUNCTION pgq._running_since_0(job bigint, lease bigint) RETURNS timestamptz
+    LANGUAGE plpgsql STABLE
+AS $$
+BEGIN
+    RETURN (
+        SELECT l.claimed_at FROM pgq.lease_0 l
+        WHERE l.id = lease AND job = ANY (l.job_ids)
+            AND NOT EXISTS (
+                SELECT FROM pgq.outcome_0 o
+                WHERE o.lease_id = l.id AND o.job_id IN (0, job) AND o.kind <> 'split' OFFSET 0
+            )
+    );
+END;
+$$;
+COMMENT ON FUNCTION pgq._running_since_0(bigint, bigint) IS
+    'When an attempt in segment 0 was claimed; null: it has ended, or was moved';
+
+SELECT pgq._for_each_slot('pgq._running_since_0(bigint,bigint)');
+
+CREATE FUNCTION pgq._running_since(id bigint, lease bigint) RETURNS timestamptz
+    LANGUAGE plpgsql STABLE
+AS $$
+BEGIN
+    RETURN coalesce(
+        pgq._running_since((lease & 15)::int, id, lease),
+        (
+            SELECT s.claimed_at FROM pgq.straggler s
+            WHERE s.id = _running_since.id AND s.lease = _running_since.lease AND s.kind IS NULL
+        )
+    );
+END;
+$$;
+COMMENT ON FUNCTION pgq._running_since(bigint, bigint) IS 'When an attempt was claimed; null: it has ended';
+
+-- Each report leaves a dead row, which a pinned snapshot keeps. So one per second or, if that is longer, per hundredth
+-- of the time so far: what is shown is at most a percent behind, and an attempt that reports all the time leaves some
+-- 500 of them in an hour, 800 in a day.
+CREATE FUNCTION pgq.progress(id bigint, lease bigint, value jsonb) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    SET enable_seqscan = off SET enable_bitmapscan = off
+    SET plan_cache_mode = force_generic_plan SET jit = off
+AS $$
+DECLARE
+    v_now CONSTANT timestamptz := pgq._now();
+    v_since timestamptz;
+BEGIN
+    PERFORM pgq._require('value', octet_length(value::text) <= 1000, 'JSON of at most 1000 bytes');
+    v_since := pgq._running_since(id, lease);
+    IF v_since IS NULL THEN
+        PERFORM pgq._lost(id, lease);
+    END IF;
+    PERFORM FROM pgq.progress p
+    WHERE p.id = progress.id AND p.lease = progress.lease AND p.at <= v_now
+        AND p.at > v_now - greatest(interval '1 second', (v_now - v_since) / 100);
+    IF FOUND THEN
+        RETURN false;
+    END IF;
+    INSERT INTO pgq.progress AS p (id, lease, at, value)
+    VALUES (progress.id, progress.lease, v_now, progress.value)
+    ON CONFLICT ON CONSTRAINT progress_id_lease_pkey DO UPDATE SET at = excluded.at, value = excluded.value;
+    RETURN true;
+END;
+$$;
+COMMENT ON FUNCTION pgq.progress(bigint, bigint, jsonb) IS
+    'Tells how far a claimed job is: a number, an object, whatever its readers understand, up to 1000 bytes as text. '
+    'pgq.job_progress and pgq.attempts show it when the transaction is committed, until the attempt ends. False: left out, '
+    'because the last report is less than a second old, or less than a hundredth of the time that the attempt has run. '
+    'Raises PQ001 if the lease is lost, 22023';
+
+CREATE FUNCTION pgq.job_progress(id bigint) RETURNS jsonb
+    LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET jit = off
+AS $$
+BEGIN
+    PERFORM pgq._require('id', id IS NOT NULL OR NULL, 'the id of a job');
+    RETURN (
+        SELECT p.value FROM pgq.progress p
+        WHERE p.id = job_progress.id AND pgq._running_since(p.id, p.lease) IS NOT NULL
+        ORDER BY p.at DESC
+        LIMIT 1
+    );
+END;
+$$;
+COMMENT ON FUNCTION pgq.job_progress(bigint) IS
+    'What a running job told last with pgq.progress; null: nothing, or it is not running. Cheap enough to be asked often';
+
+CREATE FUNCTION pgq._forget_progress() RETURNS void
+    LANGUAGE plpgsql SET enable_bitmapscan = off SET plan_cache_mode = force_generic_plan SET jit = off
+AS $$
+BEGIN
+    DELETE FROM pgq.progress p
+    USING (
+        SELECT p.id, p.lease FROM pgq.progress p WHERE pgq._running_since(p.id, p.lease) IS NULL FOR UPDATE SKIP LOCKED
+    ) ended
+    WHERE p.id = ended.id AND p.lease = ended.lease;
+END;
+$$;
+COMMENT ON FUNCTION pgq._forget_progress() IS 'Removes the progress of attempts that have ended';
 
 -- Queues --------------------------------------------------------------------------------------------------------------
 

@@ -47,7 +47,8 @@ AS $$
 BEGIN
     PERFORM pgq._grant(role, '{
         pgq.claim, pgq.ack, pgq.ack_many, pgq.reject, pgq.reject_many, pgq.extend, pgq.extend_many, pgq.release, pgq.snooze,
-        pgq.snooze_many, pgq.cancel_requested, pgq.watch, pgq.unwatch, pgq.maintain, pgq.promote, pgq.reap, pgq.rotate, pgq.try_exclusive, pgq.version, pgq._now
+        pgq.snooze_many, pgq.cancel_requested, pgq.progress, pgq.watch, pgq.unwatch, pgq.maintain, pgq.promote, pgq.reap,
+        pgq.rotate, pgq.try_exclusive, pgq.version, pgq._now
     }');
 END;
 $$;
@@ -61,9 +62,10 @@ BEGIN
     PERFORM pgq.grant_producer(role);
     PERFORM pgq.grant_consumer(role);
     PERFORM pgq._grant(role, '{
-        pgq.create_queue, pgq.alter_queue, pgq.set_unique, pgq.drop_queue, pgq.pause, pgq.resume, pgq.purge, pgq.redrive,
-        pgq.cancel, pgq.cancel_many, pgq.reschedule, pgq.set_priority, pgq.schedule, pgq.unschedule, pgq.job_status, pgq.stats,
-        pgq.doctor,
+        pgq.create_queue, pgq.alter_queue, pgq.set_unique, pgq.drop_queue, pgq.pause, pgq.resume, pgq.purge,
+        pgq.purge_state, pgq.cancel, pgq.cancel_many, pgq.reschedule, pgq.set_priority, pgq.schedule, pgq.unschedule,
+        pgq.dead_letters, pgq.redrive, pgq.redrive_where, pgq.discard, pgq.discard_where,
+        pgq.job_status, pgq.attempts, pgq.job_progress, pgq.stats, pgq.doctor,
         pgq.grant_producer, pgq.grant_consumer, pgq.grant_admin
     }');
     EXECUTE format('GRANT SELECT ON pgq.queue_stats, pgq.archive TO %s', role);

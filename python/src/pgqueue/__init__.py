@@ -15,8 +15,10 @@ _HOMES = {
     "AsyncClient": "client",
     "ClaimedJob": "client",
     "Client": "client",
+    "DeadLetter": "client",
     "Enqueued": "client",
     "Finding": "client",
+    "JobAttempt": "client",
     "JobState": "client",
     "QueueStat": "client",
     "FeatureNotSupported": "errors",
@@ -37,7 +39,17 @@ _HOMES = {
 
 if TYPE_CHECKING:
     from pgqueue.app import App, Job, Task
-    from pgqueue.client import AsyncClient, ClaimedJob, Client, Enqueued, Finding, JobState, QueueStat
+    from pgqueue.client import (
+        AsyncClient,
+        ClaimedJob,
+        Client,
+        DeadLetter,
+        Enqueued,
+        Finding,
+        JobAttempt,
+        JobState,
+        QueueStat,
+    )
     from pgqueue.errors import (
         FeatureNotSupported,
         InvalidArgument,
@@ -60,11 +72,13 @@ __all__ = [
     "AsyncClient",
     "ClaimedJob",
     "Client",
+    "DeadLetter",
     "Enqueued",
     "FeatureNotSupported",
     "Finding",
     "InvalidArgument",
     "Job",
+    "JobAttempt",
     "JobState",
     "LeaseLost",
     "NotReadCommitted",

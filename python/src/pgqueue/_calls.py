@@ -89,6 +89,38 @@ class JobState(NamedTuple):
     error: str | None
 
 
+class JobAttempt(NamedTuple):
+    """One attempt of a job; of one that only the job's history knows of, ``lease`` and ``started_at`` are None."""
+
+    attempt: int
+    state: Literal["running", "done", "retry", "dead", "expired", "released", "cancelled"]
+    lease: int | None
+    worker: str | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    expires_at: datetime | None
+    result: Json
+    error: str | None
+    progress: Json
+
+
+class DeadLetter(NamedTuple):
+    """A job that failed for good; ``history`` has the errors of all its attempts."""
+
+    id: int
+    queue: str
+    task: str | None
+    payload: Json
+    priority: int
+    attempt: int
+    max_attempts: int | None
+    enqueued_at: datetime
+    died_at: datetime
+    error: str | None
+    headers: Json
+    history: Json
+
+
 class QueueStat(NamedTuple):
     """The numbers of one queue; ``oldest_ready`` is the age of its oldest ready job."""
 
@@ -235,9 +267,11 @@ _BOOLEAN = ("boolean", _same)
 
 # For each argument its type and encoder. A number sent without a cast would be smallint, int or bigint by its size.
 _ARGUMENTS: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "after_id": ("bigint", _same),
     "backoff": _DURATION,
     "backoff_max": _DURATION,
     "batch": _INT,
+    "before": ("timestamptz", _same),
     "delay": _DURATION,
     "error": _TEXT,
     "errors": _TEXTS,
@@ -252,10 +286,12 @@ _ARGUMENTS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "lease_for": _DURATION,
     "leases": _BIGINTS,
     "max_attempts": _INT,
+    "n": _INT,
     "notify": _BOOLEAN,
     "on_repeat": _TEXT,
     "payload": ("jsonb", to_json),
     "payloads": ("text[]::jsonb[]", lambda values: list(map(to_json, values))),
+    "per_second": ("float8", _same),
     "priority": _INT,
     "queue": _TEXT,
     "queues": _TEXTS,
@@ -269,12 +305,15 @@ _ARGUMENTS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "running": _BOOLEAN,
     "seal": _BOOLEAN,
     "shards": _INT,
+    "since": ("timestamptz", _same),
+    "state": _TEXT,
     "task": _TEXT,
     "unique_for": _DURATION,
     "unique_key": _TEXT,
     "unique_keys": _TEXTS,
     "unique_until": _TEXT,
     "validator": ("regprocedure", _same),
+    "value": ("jsonb", to_json),
     "worker": _TEXT,
 }
 # A setting of a queue has the name of something else.
@@ -783,6 +822,61 @@ def job_status(id: int, *, connection: AnyConnection | None = None) -> Call[JobS
     return _call(job_status, locals(), _state, _columns(JobState))
 
 
+def attempts(id: int, *, connection: AnyConnection | None = None) -> Call[list[JobAttempt]]:
+    """Look at all attempts of a job.
+
+    Args:
+        id: the job.
+
+    Returns:
+        Its attempts in the order of time; empty if it was never claimed, or its retention is over.
+
+    Example:
+        >>> [(a.attempt, a.state, a.error) for a in client.attempts(42)]
+        [(1, 'retry', 'timeout'), (2, 'done', None)]
+    """
+    return _call(attempts, locals(), lambda rows: list(map(JobAttempt._make, rows)), _columns(JobAttempt))
+
+
+def progress(id: int, lease: int, value: Json, *, connection: AnyConnection | None = None) -> Call[bool]:
+    """Tell how far a claimed job is. Others see it when the transaction is committed, until the attempt ends.
+
+    Args:
+        id: the job.
+        lease: the lease it was claimed under.
+        value: JSON of at most 1000 bytes: a number, an object, whatever those who read it understand.
+
+    Returns:
+        False if it was left out, because the last report is less than a second old, or less than a hundredth of the
+        time that the attempt has run.
+
+    Raises:
+        LeaseLost: the attempt has ended: the job is done, or another worker has it.
+        InvalidArgument: the value is no JSON, or too long.
+
+    Example:
+        >>> client.progress(job.id, job.lease, {"done": 3, "of": 4})
+        True
+    """
+    return _call(progress, locals(), _value)
+
+
+def job_progress(id: int, *, connection: AnyConnection | None = None) -> Call[Json]:
+    """Look how far a running job is.
+
+    Args:
+        id: the job.
+
+    Returns:
+        What it told last; None if it told nothing, or is not running.
+
+    Example:
+        >>> client.job_progress(42)
+        {'done': 3, 'of': 4}
+    """
+    return _call(job_progress, locals(), _value)
+
+
 # Queues
 
 
@@ -950,6 +1044,27 @@ def purge(queue: str, *, connection: AnyConnection | None = None) -> Call[int]:
     return _call(purge, locals(), _value)
 
 
+def purge_state(queue: str, state: str, *, connection: AnyConnection | None = None) -> Call[int]:
+    """Throw away what a queue holds in one state.
+
+    Args:
+        queue: its name.
+        state: ``'ready'``, ``'scheduled'``, ``'retrying'``, ``'dead'`` or ``'archived'``.
+
+    Returns:
+        How many there were.
+
+    Raises:
+        QueueNotFound: there is no such queue.
+        InvalidArgument: there is no such state.
+
+    Example:
+        >>> client.purge_state("mail", "scheduled")
+        7
+    """
+    return _call(purge_state, locals(), _value)
+
+
 def redrive(queue: str, ids: Iterable[int] | None = None, *, connection: AnyConnection | None = None) -> Call[int]:
     """Send dead letters back to work.
 
@@ -968,6 +1083,132 @@ def redrive(queue: str, ids: Iterable[int] | None = None, *, connection: AnyConn
         3
     """
     return _call(redrive, locals(), _value)
+
+
+def redrive_where(
+    queue: str,
+    *,
+    task: str | None = None,
+    error: str | None = None,
+    since: datetime | None = None,
+    before: datetime | None = None,
+    n: int | None = None,
+    per_second: float | None = None,
+    connection: AnyConnection | None = None,
+) -> Call[int]:
+    """Send dead letters that meet conditions back to work, all that :meth:`dead_letters` would list.
+
+    Args:
+        queue: its name.
+        task: only those of this task.
+        error: only those with this text in their last error.
+        since: only those that died at this time or later.
+        before: only those that died before this time.
+        n: no more than so many, the lowest ids first.
+        per_second: not all at once, but so many each second from now on (0.001 to 1000000).
+
+    Returns:
+        How many there were.
+
+    Raises:
+        QueueNotFound: there is no such queue.
+        InvalidArgument: n or per_second is out of range.
+
+    Example:
+        >>> client.redrive_where("mail", error="connection refused", per_second=20)
+        1200
+    """
+    return _call(redrive_where, locals(), _value)
+
+
+def dead_letters(
+    queue: str,
+    *,
+    task: str | None = None,
+    error: str | None = None,
+    since: datetime | None = None,
+    before: datetime | None = None,
+    after_id: int | None = None,
+    n: int | None = None,
+    connection: AnyConnection | None = None,
+) -> Call[list[DeadLetter]]:
+    """List dead letters in the order of their ids.
+
+    Args:
+        queue: its name.
+        task: only those of this task.
+        error: only those with this text in their last error.
+        since: only those that died at this time or later.
+        before: only those that died before this time.
+        after_id: the last id of the page before.
+        n: how many at most, 100 if left out.
+
+    Returns:
+        The dead letters of this page; none after the last one.
+
+    Raises:
+        QueueNotFound: there is no such queue.
+        InvalidArgument: n is out of range.
+
+    Example:
+        >>> [(letter.id, letter.error) for letter in client.dead_letters("mail", task="send")]
+        [(42, 'connection refused')]
+    """
+    return _call(dead_letters, locals(), lambda rows: list(map(DeadLetter._make, rows)), _columns(DeadLetter))
+
+
+def discard(queue: str, ids: Iterable[int], *, connection: AnyConnection | None = None) -> Call[int]:
+    """Throw dead letters away.
+
+    Args:
+        queue: its name.
+        ids: which ones.
+
+    Returns:
+        How many there were.
+
+    Raises:
+        QueueNotFound: there is no such queue.
+
+    Example:
+        >>> client.discard("mail", [42])
+        1
+    """
+    return _call(discard, locals(), _value)
+
+
+def discard_where(
+    queue: str,
+    *,
+    task: str | None = None,
+    error: str | None = None,
+    since: datetime | None = None,
+    before: datetime | None = None,
+    n: int | None = None,
+    connection: AnyConnection | None = None,
+) -> Call[int]:
+    """Throw dead letters away that meet conditions, all that :meth:`dead_letters` would list.
+
+    Args:
+        queue: its name.
+        task: only those of this task.
+        error: only those with this text in their last error.
+        since: only those that died at this time or later.
+        before: only those that died before this time.
+        n: no more than so many, the lowest ids first.
+
+    Returns:
+        How many there were.
+
+    Raises:
+        QueueNotFound: there is no such queue.
+        InvalidArgument: n is out of range.
+
+    Example:
+        >>> client.discard_where("mail", error="no such user")
+        3
+    """
+    return _call(discard_where, locals(), _value)
 
 
 # Looking after it

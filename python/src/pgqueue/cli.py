@@ -11,16 +11,18 @@ from contextlib import contextmanager
 from functools import wraps
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import click
 
 import pgqueue
 
 if TYPE_CHECKING:
+    from datetime import datetime
     from importlib.abc import Traversable
 
     from pgqueue import App, Client
+    from pgqueue.client import DeadLetter, JobAttempt, JobState
 
 
 def _fail(message: str) -> NoReturn:
@@ -186,11 +188,131 @@ def show(client: Client, id: int, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(state._asdict(), default=str))
         return
-    for name, value in state._asdict().items():
-        if name in ("result", "error") and value is not None:
-            click.echo(f"{name}:\n{value if name == 'error' else json.dumps(value, indent=2)}")
-        else:
-            click.echo(f"{name + ':':<13} {'-' if value is None else value}")
+    _print(state)
+
+
+@main.command()
+@click.argument("id", type=int)
+@_json_option
+@_database
+def job(client: Client, id: int, as_json: bool) -> None:
+    """Show the state of a job and all its attempts."""
+    state, attempts = client.job_status(id), client.attempts(id)
+    if state is None and not attempts:
+        _fail(f"there is no job {id}, or its retention is over")
+    if as_json:
+        facts = {"state": state and state._asdict(), "attempts": [attempt._asdict() for attempt in attempts]}
+        click.echo(json.dumps(facts, default=str, indent=2))
+        return
+    if state is not None:
+        _print(state)
+    _show([_AttemptLine.of(attempt) for attempt in attempts], as_json, title="attempts")
+
+
+@main.group()
+def dead() -> None:
+    """Look at dead letters, send them back to work, throw them away."""
+
+
+def _conditions(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that choose dead letters."""
+    for option in (
+        click.option("--before", metavar="TIME", help="Only those that died before, as in '2026-01-31 12:00'."),
+        click.option("--since", metavar="TIME", help="Only those that died then or later."),
+        click.option("--error", metavar="TEXT", help="Only those with this text in their last error."),
+        click.option("--task", help="Only those of this task."),
+    ):
+        command = option(command)
+    return command
+
+
+@dead.command("list")
+@click.argument("queue")
+@_conditions
+@click.option("--after-id", type=int, help="The last id of the page before.")
+@click.option("--limit", "n", type=int, help="How many at most; 100 if left out.")
+@_json_option
+@_database
+def dead_list(client: Client, queue: str, as_json: bool, **conditions: Any) -> None:
+    """List dead letters in the order of their ids."""
+    letters = client.dead_letters(queue, **conditions)
+    _show(letters if as_json else [_DeadLine.of(letter) for letter in letters], as_json, title="dead letters")
+
+
+@dead.command("redrive")
+@click.argument("queue")
+@click.argument("ids", type=int, nargs=-1)
+@_conditions
+@click.option("--limit", "n", type=int, help="No more than so many, the lowest ids first.")
+@click.option("--rate", "per_second", type=float, help="So many each second, instead of all at once.")
+@_database
+def dead_redrive(client: Client, queue: str, ids: tuple[int, ...], **conditions: Any) -> None:
+    """Send dead letters back to work: those with IDS, or all that the options choose."""
+    if ids:
+        _alone(conditions)
+    count = client.redrive(queue, ids) if ids else client.redrive_where(queue, **conditions)
+    click.echo(f"{count} redriven")
+
+
+@dead.command("discard")
+@click.argument("queue")
+@click.argument("ids", type=int, nargs=-1)
+@_conditions
+@click.option("--limit", "n", type=int, help="No more than so many, the lowest ids first.")
+@click.option("--all", "everything", is_flag=True, help="All of them, if neither ids nor another option are given.")
+@_database
+def dead_discard(client: Client, queue: str, ids: tuple[int, ...], everything: bool, **conditions: Any) -> None:
+    """Throw dead letters away: those with IDS, or all that the options choose."""
+    if ids:
+        _alone(conditions)
+    elif not everything and not any(value is not None for value in conditions.values()):
+        _fail("name ids, or choose with an option; --all throws all of them away")
+    count = client.discard(queue, ids) if ids else client.discard_where(queue, **conditions)
+    click.echo(f"{count} discarded")
+
+
+def _alone(conditions: dict[str, Any]) -> None:
+    if any(value is not None for value in conditions.values()):
+        _fail("name ids or choose with options, not both")
+
+
+class _AttemptLine(NamedTuple):
+    """What a table has room for."""
+
+    attempt: int
+    state: str
+    worker: str | None
+    started_at: str | None
+    finished_at: str | None
+    progress: Any
+    error: str | None
+
+    @classmethod
+    def of(cls, attempt: JobAttempt) -> _AttemptLine:
+        times = (_seconds(attempt.started_at), _seconds(attempt.finished_at))
+        return cls(attempt.attempt, attempt.state, attempt.worker, *times, attempt.progress, _line(attempt.error))
+
+
+class _DeadLine(NamedTuple):
+    """What a table has room for."""
+
+    id: int
+    task: str | None
+    attempt: int
+    died_at: str | None
+    error: str | None
+
+    @classmethod
+    def of(cls, letter: DeadLetter) -> _DeadLine:
+        return cls(letter.id, letter.task, letter.attempt, _seconds(letter.died_at), _line(letter.error))
+
+
+def _seconds(time: datetime | None) -> str | None:
+    return time.isoformat(" ", "seconds") if time else None
+
+
+def _line(text: str | None) -> str | None:
+    return text.partition("\n")[0][:200] if text else None
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -268,6 +390,14 @@ def _parsed(text: str) -> Any:
         _fail(f"{text!r} is no JSON: {error}")
 
 
+def _print(state: JobState) -> None:
+    for name, value in state._asdict().items():
+        if name in ("result", "error") and value is not None:
+            click.echo(f"{name}:\n{value if name == 'error' else json.dumps(value, indent=2)}")
+        else:
+            click.echo(f"{name + ':':<13} {'-' if value is None else value}")
+
+
 def _show(rows: list[Any], as_json: bool, title: str) -> None:
     """Print rows as a table, or as JSON."""
     if as_json:
@@ -278,10 +408,11 @@ def _show(rows: list[Any], as_json: bool, title: str) -> None:
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(title=title)
     for name in rows[0]._fields:
         table.add_column(name.replace("_", " "), justify="right" if isinstance(getattr(rows[0], name), int) else "left")
     for row in rows:
-        table.add_row(*("-" if value is None else str(value) for value in row))
+        table.add_row(*(Text("-" if value is None else str(value)) for value in row))
     Console().print(table)

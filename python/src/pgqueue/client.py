@@ -15,10 +15,20 @@ import psycopg
 from psycopg.rows import tuple_row
 
 from pgqueue import _calls, _versions
-from pgqueue._calls import Call, ClaimedJob, Enqueued, Finding, JobState, QueueStat
+from pgqueue._calls import Call, ClaimedJob, DeadLetter, Enqueued, Finding, JobAttempt, JobState, QueueStat
 from pgqueue.errors import translated
 
-__all__ = ["AsyncClient", "ClaimedJob", "Client", "Enqueued", "Finding", "JobState", "QueueStat"]
+__all__ = [
+    "AsyncClient",
+    "ClaimedJob",
+    "Client",
+    "DeadLetter",
+    "Enqueued",
+    "Finding",
+    "JobAttempt",
+    "JobState",
+    "QueueStat",
+]
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -152,6 +162,9 @@ class Client(_Settings):
     reschedule = _sync(_calls.reschedule)
     set_priority = _sync(_calls.set_priority)
     job_status = _sync(_calls.job_status)
+    attempts = _sync(_calls.attempts)
+    progress = _sync(_calls.progress)
+    job_progress = _sync(_calls.job_progress)
     create_queue = _sync(_calls.create_queue)
     alter_queue = _sync(_calls.alter_queue)
     set_unique = _sync(_calls.set_unique)
@@ -160,7 +173,12 @@ class Client(_Settings):
     pause = _sync(_calls.pause)
     resume = _sync(_calls.resume)
     purge = _sync(_calls.purge)
+    purge_state = _sync(_calls.purge_state)
     redrive = _sync(_calls.redrive)
+    redrive_where = _sync(_calls.redrive_where)
+    dead_letters = _sync(_calls.dead_letters)
+    discard = _sync(_calls.discard)
+    discard_where = _sync(_calls.discard_where)
     maintain = _sync(_calls.maintain)
     promote = _sync(_calls.promote)
     reap = _sync(_calls.reap)
@@ -260,6 +278,9 @@ class AsyncClient(_Settings):
     reschedule = _async(_calls.reschedule)
     set_priority = _async(_calls.set_priority)
     job_status = _async(_calls.job_status)
+    attempts = _async(_calls.attempts)
+    progress = _async(_calls.progress)
+    job_progress = _async(_calls.job_progress)
     create_queue = _async(_calls.create_queue)
     alter_queue = _async(_calls.alter_queue)
     set_unique = _async(_calls.set_unique)
@@ -268,7 +289,12 @@ class AsyncClient(_Settings):
     pause = _async(_calls.pause)
     resume = _async(_calls.resume)
     purge = _async(_calls.purge)
+    purge_state = _async(_calls.purge_state)
     redrive = _async(_calls.redrive)
+    redrive_where = _async(_calls.redrive_where)
+    dead_letters = _async(_calls.dead_letters)
+    discard = _async(_calls.discard)
+    discard_where = _async(_calls.discard_where)
     maintain = _async(_calls.maintain)
     promote = _async(_calls.promote)
     reap = _async(_calls.reap)

@@ -1,0 +1,199 @@
+-- Dead letters: listed, sent back to work, thrown away.
+-- Tables: reads and deletes from dead; appends to job, or to scheduled.
+
+CREATE TYPE pgq.dead_letter AS (
+    id bigint,
+    queue text,
+    task text,
+    payload jsonb,
+    priority int,
+    attempt int,
+    max_attempts int,
+    enqueued_at timestamptz,
+    died_at timestamptz,
+    error text,
+    headers jsonb,
+    history jsonb
+);
+COMMENT ON TYPE pgq.dead_letter IS 'A job that failed for good';
+COMMENT ON COLUMN pgq.dead_letter.id IS 'Job id';
+COMMENT ON COLUMN pgq.dead_letter.queue IS 'Queue';
+COMMENT ON COLUMN pgq.dead_letter.task IS 'What to do';
+COMMENT ON COLUMN pgq.dead_letter.payload IS 'Arguments';
+COMMENT ON COLUMN pgq.dead_letter.priority IS 'Priority, lower runs first';
+COMMENT ON COLUMN pgq.dead_letter.attempt IS 'Attempts made';
+COMMENT ON COLUMN pgq.dead_letter.max_attempts IS 'Attempts allowed; null: what the queue says';
+COMMENT ON COLUMN pgq.dead_letter.enqueued_at IS 'When the job was first enqueued';
+COMMENT ON COLUMN pgq.dead_letter.died_at IS 'When its last attempt failed';
+COMMENT ON COLUMN pgq.dead_letter.error IS 'The last error';
+COMMENT ON COLUMN pgq.dead_letter.headers IS 'Metadata';
+COMMENT ON COLUMN pgq.dead_letter.history IS 'Errors of all attempts: array of {attempt, at, error, worker}';
+
+-- Planned for each call: which index is the right one depends on what is asked for.
+CREATE FUNCTION pgq.dead_letters(
+    queue text,
+    task text DEFAULT NULL,
+    error text DEFAULT NULL,
+    since timestamptz DEFAULT NULL,
+    before timestamptz DEFAULT NULL,
+    after_id bigint DEFAULT NULL,
+    n int DEFAULT 100
+) RETURNS SETOF pgq.dead_letter
+    LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    SET enable_seqscan = off SET enable_bitmapscan = off SET plan_cache_mode = force_custom_plan SET jit = off
+AS $$
+DECLARE
+    v_queue pgq.queue := pgq._find_queue(queue);
+BEGIN
+    PERFORM pgq._require('n', n BETWEEN 1 AND 100000, 'between 1 and 100000');
+    RETURN QUERY
+    SELECT d.id, v_queue.name, d.task, d.payload, pgq._priority(d.lane), d.attempt::int, d.max_attempts::int,
+        d.enqueued_at, d.died_at, d.error, d.headers, d.history
+    FROM pgq.dead d
+    WHERE d.lane >> 16 = v_queue.id
+        AND (after_id IS NULL OR d.id > after_id)
+        AND (dead_letters.task IS NULL OR d.task = dead_letters.task)
+        AND (dead_letters.error IS NULL OR strpos(d.error, dead_letters.error) > 0)
+        AND (since IS NULL OR d.died_at >= since)
+        AND (before IS NULL OR d.died_at < before)
+    ORDER BY d.id
+    LIMIT n;
+END;
+$$;
+COMMENT ON FUNCTION pgq.dead_letters(text, text, text, timestamptz, timestamptz, bigint, int) IS
+    'Up to n dead letters of a queue (1 to 100000) in the order of their ids: of a task, with this text in their last error, '
+    'that died since or before a time; null: any. The next page: after_id => the last id of this one. Raises PQ002, 22023';
+
+-- All lock in the order of ids, so that those who redrive and discard at once wait for each other, and no more.
+CREATE FUNCTION pgq._take_dead(
+    queue_id int, ids bigint[], task text, error text, since timestamptz, before timestamptz, n int
+) RETURNS SETOF pgq.dead
+    LANGUAGE plpgsql
+    SET enable_seqscan = off SET enable_bitmapscan = off SET plan_cache_mode = force_custom_plan SET jit = off
+AS $$
+BEGIN
+    IF n IS NOT NULL THEN
+        PERFORM pgq._require('n', n > 0, 'null (all) or at least 1');
+    END IF;
+    RETURN QUERY
+    WITH picked AS MATERIALIZED (
+        SELECT d.id FROM pgq.dead d
+        WHERE d.lane >> 16 = queue_id
+            AND (ids IS NULL OR d.id = ANY (ids))
+            AND (_take_dead.task IS NULL OR d.task = _take_dead.task)
+            AND (_take_dead.error IS NULL OR strpos(d.error, _take_dead.error) > 0)
+            AND (since IS NULL OR d.died_at >= since)
+            AND (before IS NULL OR d.died_at < before)
+        ORDER BY d.id
+        LIMIT n
+        FOR UPDATE
+    )
+    DELETE FROM pgq.dead d USING picked p WHERE d.id = p.id RETURNING d.*;
+END;
+$$;
+COMMENT ON FUNCTION pgq._take_dead(int, bigint[], text, text, timestamptz, timestamptz, int) IS
+    'Deletes dead letters of a queue and returns them';
+
+CREATE FUNCTION pgq._redrive(
+    queue text, ids bigint[], task text, error text, since timestamptz, before timestamptz, n int, per_second float8
+) RETURNS bigint
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_slot int := pgq._hold();
+    v_queue pgq.queue := pgq._producing(queue);
+    v_now CONSTANT timestamptz := pgq._now();
+    v_count bigint;
+BEGIN
+    WITH gone AS MATERIALIZED (
+        SELECT d.*, pgq._lane(v_queue.id, pgq._priority(d.lane), (d.id % v_queue.shards)::int + 1) AS home
+        FROM pgq._take_dead(v_queue.id, ids, task, error, since, before, n) d
+    ), ready AS (
+        INSERT INTO pgq.job (lane, xid, id, enqueued_at, slot, attempt, max_attempts, task, payload, headers, history)
+        SELECT g.home, pg_current_xact_id(), g.id, g.enqueued_at, v_slot, 1, g.max_attempts, g.task, g.payload,
+            g.headers, g.history
+        FROM gone g WHERE per_second IS NULL
+    ), later AS (
+        INSERT INTO pgq.scheduled (run_at, id, lane, enqueued_at, attempt, max_attempts, task, payload, headers, history)
+        SELECT v_now + (row_number() OVER (ORDER BY g.id) - 1) / per_second * interval '1 second', g.id, g.home,
+            g.enqueued_at, 1, g.max_attempts, g.task, g.payload, g.headers, g.history
+        FROM gone g WHERE per_second IS NOT NULL
+    )
+    SELECT count(*) INTO v_count FROM gone;
+    IF v_count > 0 AND per_second IS NULL THEN
+        PERFORM pgq._wake(v_queue.id, queue);
+    END IF;
+    RETURN v_count;
+END;
+$$;
+COMMENT ON FUNCTION pgq._redrive(text, bigint[], text, text, timestamptz, timestamptz, int, float8) IS
+    'Sends dead letters back to work, at once or one after the other';
+
+CREATE FUNCTION pgq.redrive(queue text, ids bigint[] DEFAULT NULL) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN pgq._redrive(queue, ids, NULL, NULL, NULL, NULL, NULL, NULL);
+END;
+$$;
+COMMENT ON FUNCTION pgq.redrive(text, bigint[]) IS
+    'Sends dead letters of a queue back to work, all or those with these ids, with all their attempts before them; their '
+    'history stays. Returns how many. Raises PQ002';
+
+CREATE FUNCTION pgq.redrive_where(
+    queue text,
+    task text DEFAULT NULL,
+    error text DEFAULT NULL,
+    since timestamptz DEFAULT NULL,
+    before timestamptz DEFAULT NULL,
+    n int DEFAULT NULL,
+    per_second float8 DEFAULT NULL
+) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF per_second IS NOT NULL THEN
+        PERFORM pgq._require('per_second', per_second BETWEEN 0.001 AND 1000000,
+            'null (all at once) or between 0.001 and 1000000');
+    END IF;
+    RETURN pgq._redrive(queue, NULL, task, error, since, before, n, per_second);
+END;
+$$;
+COMMENT ON FUNCTION pgq.redrive_where(text, text, text, timestamptz, timestamptz, int, float8) IS
+    'Sends dead letters back to work as pgq.redrive does, those that pgq.dead_letters would list, of the lowest ids n at '
+    'most. per_second: not all at once, but so many each second, as scheduled jobs from now on, so that what has just '
+    'recovered is not flooded. Returns how many. Raises PQ002, 22023';
+
+CREATE FUNCTION pgq.discard(queue text, ids bigint[]) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_queue pgq.queue := pgq._find_queue(queue);
+BEGIN
+    PERFORM pgq._require('ids', ids IS NOT NULL OR NULL, 'an array of job ids');
+    RETURN (SELECT count(*) FROM pgq._take_dead(v_queue.id, ids, NULL, NULL, NULL, NULL, NULL));
+END;
+$$;
+COMMENT ON FUNCTION pgq.discard(text, bigint[]) IS
+    'Throws dead letters of a queue away, those with these ids; their attempts stay in the archive as long as it keeps them. '
+    'Returns how many. Raises PQ002, 22004';
+
+CREATE FUNCTION pgq.discard_where(
+    queue text,
+    task text DEFAULT NULL,
+    error text DEFAULT NULL,
+    since timestamptz DEFAULT NULL,
+    before timestamptz DEFAULT NULL,
+    n int DEFAULT NULL
+) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_queue pgq.queue := pgq._find_queue(queue);
+BEGIN
+    RETURN (SELECT count(*) FROM pgq._take_dead(v_queue.id, NULL, task, error, since, before, n));
+END;
+$$;
+COMMENT ON FUNCTION pgq.discard_where(text, text, text, timestamptz, timestamptz, int) IS
+    'Throws dead letters of a queue away as pgq.discard does, those that pgq.dead_letters would list, of the lowest ids n at '
+    'most; without conditions all of them. Returns how many. Raises PQ002, 22023';

@@ -291,7 +291,7 @@ BEGIN
     END IF;
     v_ids := ARRAY(SELECT q.id FROM pgq.queue q WHERE q.name = ANY (queues));
     RETURN (
-        SELECT min(n.run_at)
+        SELECT least(min(n.run_at), (SELECT min(coalesce(s.retry_at, s.next_at)) FROM pgq.schedule s WHERE s.queue = ANY (queues)))
         FROM unnest(v_ids) q (id)
         CROSS JOIN LATERAL (
             SELECT s.run_at FROM pgq.scheduled s
@@ -304,7 +304,7 @@ $$;
 COMMENT ON FUNCTION pgq.watch(text[]) IS
     'Registers this session as waiting for jobs of these queues, until pgq.unwatch or its end: enqueue then notifies channel '
     '"pgq", payload the queue''s name. LISTEN pgq first, watch, claim once more, then sleep. Returns when the next scheduled '
-    'job of these queues is due. If nobody watches anew for a minute, producers stop looking: unwatch and watch again before. '
+    'or recurring job of these queues is due. If nobody watches anew for a minute, producers stop looking: unwatch and watch again before. '
     'Needs a session of its own: not for transaction pooling. Raises PQ002';
 
 -- Without a warning for queues that are not watched: their names may have been wrong, or they do not notify.

@@ -62,12 +62,12 @@ BEGIN
     PERFORM pgq.grant_consumer(role);
     PERFORM pgq._grant(role, '{
         pgq.create_queue, pgq.alter_queue, pgq.drop_queue, pgq.pause, pgq.resume, pgq.purge, pgq.redrive, pgq.cancel,
-        pgq.schedule, pgq.unschedule, pgq.job_status, pgq.stats, pgq.doctor,
+        pgq.schedule, pgq.unschedule, pgq.next_runs, pgq.job_status, pgq.stats, pgq.doctor,
         pgq.grant_producer, pgq.grant_consumer, pgq.grant_admin
     }');
-    EXECUTE format('GRANT SELECT ON pgq.queue_stats, pgq.archive TO %s', role);
+    EXECUTE format('GRANT SELECT ON pgq.queue_stats, pgq.archive, pgq.schedule TO %s', role);
 END;
 $$;
 COMMENT ON FUNCTION pgq.grant_admin(regrole) IS
-    'Lets a role do all that producers and consumers do, manage queues, read the archive, and grant these rights';
+    'Lets a role do all that producers and consumers do, manage queues and schedules, read the archive, and grant these rights';
 REVOKE ALL ON FUNCTION pgq.grant_admin(regrole) FROM PUBLIC;

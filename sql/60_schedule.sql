@@ -55,7 +55,7 @@ DECLARE
     END;
     v_range CONSTANT text := format('%s to %s', v_low, v_high)
         || coalesce(', or ' || v_words[1] || ' to ' || v_words[cardinality(v_words)], '');
-    v_rule CONSTANT text := format('A %s is %s. Also allowed: *, ranges as in a-b, steps as in */2 or a-b/2 (1 to %s), and '
+    v_rule CONSTANT text := format('Allowed for the %s: %s, *, ranges as in a-b, steps as in */2 or a-b/2 (1 to %s), and '
         'lists of these with commas and without blanks.', v_name, v_range, v_last - v_low + 1);
     v_item text;
     v_match text[];
@@ -532,7 +532,7 @@ BEGIN
         SELECT s.name, s.queue, q.id
         FROM pgq.schedule s JOIN pgq.queue q ON q.name = s.queue
         WHERE coalesce(s.retry_at, s.next_at) <= v_now
-        ORDER BY coalesce(s.retry_at, s.next_at)
+        ORDER BY coalesce(s.retry_at, s.next_at), s.name
         LIMIT 1000
     LOOP
         EXIT WHEN v_jobs >= 1000;

@@ -361,11 +361,7 @@ CREATE TABLE pgq.schedule (
     last_job bigint,
     retry_at timestamptz,
     error text,
-    CONSTRAINT schedule_name_pkey PRIMARY KEY (name),
-    CONSTRAINT schedule_queue_fkey FOREIGN KEY (queue) REFERENCES pgq.queue (name) ON DELETE CASCADE,
-    CONSTRAINT schedule_name_check CHECK (length(name) BETWEEN 1 AND 128),
-    CONSTRAINT schedule_catch_up_check CHECK (catch_up IN ('skip', 'one', 'all')),
-    CONSTRAINT schedule_error_check CHECK ((retry_at IS NULL) = (error IS NULL))
+    CONSTRAINT schedule_name_pkey PRIMARY KEY (name)
 ) WITH (fillfactor = 50);
 CREATE INDEX schedule_due_idx ON pgq.schedule (coalesce(retry_at, next_at));
 CREATE INDEX schedule_queue_due_idx ON pgq.schedule (queue, coalesce(retry_at, next_at));

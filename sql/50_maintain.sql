@@ -795,9 +795,9 @@ DECLARE
 BEGIN
     RETURN v_done || jsonb_build_object('fired', v_fired, 'promoted', v_promoted, 'reaped', v_reaped, 'more',
         v_promoted >= 10000 OR v_reaped >= 10000 OR coalesce((v_done -> 'more')::boolean, false)
-        OR EXISTS (SELECT FROM pgq.schedule s WHERE coalesce(s.retry_at, s.next_at) <= v_now));
+        OR v_fired > 0 AND EXISTS (SELECT FROM pgq.schedule s WHERE coalesce(s.retry_at, s.next_at) <= v_now));
 END;
 $$;
 COMMENT ON FUNCTION pgq.maintain() IS
-    'Does what is due: pgq.promote, pgq.reap, pgq.rotate, and the jobs of pgq.schedule. Call it about once a second, from anywhere; workers do. Returns '
-    'what was done; "more": true if it is worth calling again at once. Raises PQ003';
+    'Does what is due: pgq.promote, pgq.reap, pgq.rotate, and the jobs of pgq.schedule. Call it about once a second, from '
+    'anywhere; workers do. Returns what was done; "more": true if it is worth calling again at once. Raises PQ003';

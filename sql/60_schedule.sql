@@ -339,7 +339,7 @@ BEGIN
     IF v_zone IS NULL THEN
         RAISE EXCEPTION USING
             ERRCODE = 'invalid_parameter_value',
-            MESSAGE = format('time zone "%s" is not known', left(timezone, 128)),
+            MESSAGE = format('"%s" is not the full name of a time zone', left(timezone, 128)),
             HINT = 'Give a full name as in SELECT name FROM pg_timezone_names, such as Europe/Berlin, and no abbreviation.';
     END IF;
     RETURN v_zone;
@@ -387,13 +387,15 @@ AS $$
 DECLARE
     v_cron CONSTANT pgq.cron := pgq._read_cron(cron);
     v_zone CONSTANT text := pgq._zone(timezone);
+    v_queue CONSTANT pgq.queue := pgq._find_queue(queue);
 BEGIN
     PERFORM pgq._require('name', length(name) BETWEEN 1 AND 128, 'a name of 1 to 128 characters');
     PERFORM pgq._require('payload', payload IS NOT NULL OR NULL, 'JSON; the JSON null is written ''null''');
     PERFORM pgq._require('catch_up', catch_up IN ('skip', 'one', 'all'),
         '''skip'' (missed ticks are left out), ''one'' (one job for all of them) or ''all'' (a job for each)');
-    PERFORM FROM pgq.queue q WHERE q.name = schedule.queue FOR KEY SHARE;  -- waits for who is dropping it
-    PERFORM pgq._find_queue(queue);
+    -- Waits for who drops the queue, and makes him wait who comes later.
+    PERFORM pg_advisory_xact_lock_shared(pgq._queue_key(v_queue.id));
+    PERFORM pgq._producing(queue);
     INSERT INTO pgq.schedule AS s (name, queue, cron, timezone, catch_up, task, payload, next_at)
     VALUES (schedule.name, schedule.queue, schedule.cron, v_zone, schedule.catch_up, schedule.task, schedule.payload,
         pgq._next_run(v_cron, v_zone, pgq._now()))
@@ -517,8 +519,8 @@ $$;
 COMMENT ON FUNCTION pgq._fire_one(pgq.schedule, timestamptz) IS
     'Enqueues what is due of a schedule that is locked, up to 100 jobs, and moves it on; returns how many';
 
--- Never waits. Who drops the queue takes its lock first and then waits for the rows of its schedules; so the other way
--- round would be a deadlock.
+-- Never waits. Who drops a queue takes its lock first and the rows of its schedules later, and enqueue may wait for
+-- that lock; so here, too, it comes before the row.
 CREATE FUNCTION pgq._fire() RETURNS bigint
     LANGUAGE plpgsql
 AS $$
@@ -533,7 +535,7 @@ BEGIN
         FROM pgq.schedule s JOIN pgq.queue q ON q.name = s.queue
         WHERE coalesce(s.retry_at, s.next_at) <= v_now
         ORDER BY coalesce(s.retry_at, s.next_at), s.name
-        LIMIT 1000
+        LIMIT 300
     LOOP
         EXIT WHEN v_jobs >= 1000;
         CONTINUE WHEN NOT pg_try_advisory_xact_lock_shared(pgq._queue_key(v_due.id));

@@ -237,12 +237,14 @@ BEGIN
     UPDATE pgq.straggler s SET kind = 'cancelled', finished_at = pgq._now() WHERE s.lane >> 16 = v_queue.id AND s.kind IS NULL;
     DELETE FROM pgq.dead d WHERE d.lane >> 16 = v_queue.id;
     DELETE FROM pgq.line l WHERE l.queue_id = v_queue.id;
+    DELETE FROM pgq.schedule s WHERE s.queue = v_queue.name;
     DELETE FROM pgq.queue q WHERE q.id = v_queue.id;
 END;
 $$;
 COMMENT ON FUNCTION pgq.drop_queue(text, boolean) IS
-    'Drops a queue. With force also if it has jobs: they are cancelled, running ones too, and its dead letters deleted. '
-    'Raises PQ005 if it is not empty, PQ002, PQ003, 55P03 if a transaction that enqueues does not end within five seconds';
+    'Drops a queue and its schedules. With force also if it has jobs: they are cancelled, running ones too, and its dead '
+    'letters deleted. Raises PQ005 if it is not empty, PQ002, PQ003, 55P03 if a transaction that enqueues does not end within '
+    'five seconds';
 
 -- Dead letters --------------------------------------------------------------------------------------------------------
 
@@ -291,7 +293,11 @@ BEGIN
     END IF;
     v_ids := ARRAY(SELECT q.id FROM pgq.queue q WHERE q.name = ANY (queues));
     RETURN (
-        SELECT least(min(n.run_at), (SELECT min(coalesce(s.retry_at, s.next_at)) FROM pgq.schedule s WHERE s.queue = ANY (queues)))
+        -- A tick that is overdue is somebody's who is about to fire it: nothing to stay awake for.
+        SELECT least(min(n.run_at), (
+            SELECT min(coalesce(s.retry_at, s.next_at)) FROM pgq.schedule s
+            WHERE s.queue = ANY (queues) AND coalesce(s.retry_at, s.next_at) > pgq._now() - interval '1 second'
+        ))
         FROM unnest(v_ids) q (id)
         CROSS JOIN LATERAL (
             SELECT s.run_at FROM pgq.scheduled s
@@ -304,8 +310,8 @@ $$;
 COMMENT ON FUNCTION pgq.watch(text[]) IS
     'Registers this session as waiting for jobs of these queues, until pgq.unwatch or its end: enqueue then notifies channel '
     '"pgq", payload the queue''s name. LISTEN pgq first, watch, claim once more, then sleep. Returns when the next scheduled '
-    'or recurring job of these queues is due. If nobody watches anew for a minute, producers stop looking: unwatch and watch again before. '
-    'Needs a session of its own: not for transaction pooling. Raises PQ002';
+    'or recurring job of these queues is due. If nobody watches anew for a minute, producers stop looking: unwatch and watch '
+    'again before. Needs a session of its own: not for transaction pooling. Raises PQ002';
 
 -- Without a warning for queues that are not watched: their names may have been wrong, or they do not notify.
 CREATE FUNCTION pgq.unwatch(queues text[]) RETURNS void

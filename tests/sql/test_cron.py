@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import psycopg
 import pytest
 from psycopg import IsolationLevel
 
+from pgqueue import App, Worker
 from tests.cluster import Cluster
 from tests.conftest import PLAIN_SQL, Clock, fresh_database
 from tests.sql.support import (
@@ -105,6 +107,7 @@ def test_the_session_has_no_influence_on_what_a_tick_is(db: Connection, at: At) 
     schedule(db, "0 12 * * *", timezone="UTC", catch_up="one")
     at(NOON + 100 * DAY + SECOND)
     call(db, "maintain")
+    db.execute("RESET datestyle")  # psycopg reads no other
     (job,) = claim(db, 10)
     assert job.headers["scheduled_at"] == "2031-08-09T12:00:00Z"
 
@@ -501,6 +504,19 @@ def test_to_schedule_for_a_queue_that_is_being_dropped_waits_and_is_refused(
         scheduled.result(20)
 
 
+def test_who_has_scheduled_for_a_queue_may_enqueue_although_somebody_waits_to_drop_it(
+    db: Connection, connect: Connect, at: At
+) -> None:
+    session, dropping = connect(autocommit=False), connect()
+    schedule(session)
+    dropped = in_background(call, dropping, "drop_queue", "q", force=True)
+    until_blocked(db, dropping)
+    call(session, "enqueue", "q")
+    session.commit()
+    dropped.result(20)
+    assert one(db, "SELECT count(*) FROM pgq.schedule") == 0
+
+
 # Schedules that are broken --------------------------------------------------------------------------------------------
 
 
@@ -597,6 +613,37 @@ def test_who_waits_is_told_of_a_tick(db: Connection, connect: Connect, at: At) -
     assert heard(db, worker) == ["q"]
     call(db, "maintain")
     assert heard(db, worker) == []
+
+
+@pytest.mark.direct("watch belongs to a session")
+def test_a_worker_that_sleeps_wakes_for_a_tick(db: Connection, dsn: str) -> None:
+    """And not a poll later, or when somebody maintains: it sleeps for 50 seconds, and nobody does."""
+    create(db)
+    schedule(db, "* * * * * *", task="note")
+    app = App(dsn)
+    app.task("note", queue="q")(lambda: None)
+    worker = Worker(app, ["q"], poll=50.0, maintain=False)
+    work = in_background(lambda: asyncio.run(worker.run()))
+    try:
+        eventually(lambda: one(db, "SELECT count(*) FROM pgq.outcome WHERE kind = 'done'") >= 2)
+    finally:
+        worker.stop()
+        work.result(20)
+        app.close()
+
+
+@pytest.mark.direct("watch belongs to a session")
+def test_a_tick_that_another_session_is_about_to_fire_keeps_nobody_awake(
+    db: Connection, connect: Connect, at: At
+) -> None:
+    schedule(db)
+    changing = connect(autocommit=False)
+    schedule(changing, payload={"n": 2})
+    at(NOON + 5 * SECOND)
+    turn = call(db, "maintain")
+    assert (turn["fired"], turn["more"], call(db, "watch", ["q"])) == (0, False, None)
+    changing.commit()
+    assert call(db, "promote") == 1
 
 
 # Rights ---------------------------------------------------------------------------------------------------------------

@@ -522,7 +522,7 @@ COMMENT ON FUNCTION pgq._fire_one(pgq.schedule, timestamptz) IS
 -- Never waits. Who drops a queue takes its lock first and the rows of its schedules later, and enqueue may wait for
 -- that lock; so here, too, it comes before the row.
 CREATE FUNCTION pgq._fire() RETURNS bigint
-    LANGUAGE plpgsql
+    LANGUAGE plpgsql SET enable_seqscan = off
 AS $$
 DECLARE
     v_now CONSTANT timestamptz := pgq._now();
@@ -537,7 +537,7 @@ BEGIN
         ORDER BY coalesce(s.retry_at, s.next_at), s.name
         LIMIT 300
     LOOP
-        EXIT WHEN v_jobs >= 1000;
+        EXIT WHEN v_jobs >= 300;
         CONTINUE WHEN NOT pg_try_advisory_xact_lock_shared(pgq._queue_key(v_due.id));
         SELECT * INTO v_schedule FROM pgq.schedule s
         WHERE s.name = v_due.name AND s.queue = v_due.queue AND coalesce(s.retry_at, s.next_at) <= v_now
@@ -549,7 +549,7 @@ BEGIN
     RETURN v_jobs;
 END;
 $$;
-COMMENT ON FUNCTION pgq._fire() IS 'Enqueues the jobs of ticks that have come, up to about 1000; returns how many';
+COMMENT ON FUNCTION pgq._fire() IS 'Enqueues the jobs of ticks that have come, some 300 at a time; returns how many';
 
 CREATE FUNCTION pgq.try_exclusive(name text) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp

@@ -284,6 +284,8 @@ CREATE FUNCTION pgq.watch(queues text[]) RETURNS timestamptz
 AS $$
 DECLARE
     v_ids int[];
+    -- A tick that is overdue is somebody's who is about to fire it: nothing to stay awake for.
+    v_overdue CONSTANT timestamptz := pgq._now() - interval '1 second';
 BEGIN
     PERFORM pgq._require('queues', queues IS NOT NULL OR NULL, 'an array of names of queues');
     PERFORM pgq._find_queue(u.name) FROM unnest(queues) u (name);
@@ -293,10 +295,16 @@ BEGIN
     END IF;
     v_ids := ARRAY(SELECT q.id FROM pgq.queue q WHERE q.name = ANY (queues));
     RETURN (
-        -- A tick that is overdue is somebody's who is about to fire it: nothing to stay awake for.
         SELECT least(min(n.run_at), (
-            SELECT min(coalesce(s.retry_at, s.next_at)) FROM pgq.schedule s
-            WHERE s.queue = ANY (queues) AND coalesce(s.retry_at, s.next_at) > pgq._now() - interval '1 second'
+            SELECT min(t.due)
+            FROM unnest(queues) u (name)
+            CROSS JOIN LATERAL (
+                -- (queue, due): by the index on both, whatever is planned
+                SELECT s.queue, coalesce(s.retry_at, s.next_at) AS due FROM pgq.schedule s
+                WHERE (s.queue, coalesce(s.retry_at, s.next_at)) > (u.name, v_overdue)
+                ORDER BY s.queue, coalesce(s.retry_at, s.next_at) LIMIT 1
+            ) t
+            WHERE t.queue = u.name
         ))
         FROM unnest(v_ids) q (id)
         CROSS JOIN LATERAL (

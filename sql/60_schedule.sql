@@ -48,7 +48,7 @@ DECLARE
     v_name CONSTANT text := ('{second,minute,hour,day of month,month,day of week}'::text[])[kind];
     v_low CONSTANT int := ('{0,0,0,1,1,0}'::int[])[kind];
     v_high CONSTANT int := ('{59,59,23,31,12,7}'::int[])[kind];
-    v_last CONSTANT int := least(v_high, CASE kind WHEN 6 THEN 6 ELSE v_high END);
+    v_last CONSTANT int := CASE kind WHEN 6 THEN 6 ELSE v_high END;  -- 7 is a second name of Sunday
     v_words CONSTANT text[] := CASE kind
         WHEN 5 THEN '{jan,feb,mar,apr,may,jun,jul,aug,sep,oct,nov,dec}'
         WHEN 6 THEN '{sun,mon,tue,wed,thu,fri,sat}'

@@ -242,6 +242,20 @@ def test_what_is_scheduled_in_a_transaction_that_is_undone_is_not_scheduled(
     assert column(db, "SELECT name FROM pgq.schedule ORDER BY name") == ["committed", "kept"]
 
 
+def test_many_programs_that_start_at_once_make_one_schedule(db: Connection, connect: Connect, at: At) -> None:
+    sessions = [connect() for _ in range(8)]
+    ready = threading.Barrier(len(sessions))
+
+    def start(session: Connection) -> None:
+        ready.wait(20)
+        for n in range(5):
+            schedule(session, name=f"s{n}")
+
+    for future in [in_background(start, session) for session in sessions]:
+        future.result(30)
+    assert column(db, "SELECT name FROM pgq.schedule ORDER BY name") == [f"s{n}" for n in range(5)]
+
+
 @pytest.mark.parametrize(
     ("sqlstate", "arguments"),
     [

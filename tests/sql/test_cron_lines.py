@@ -309,7 +309,7 @@ def reference(line: Line, zone: str, start: datetime, end: datetime, step: timed
     """Step by step along the clock on the wall: what it shows now, or for the first time, or has jumped over."""
     there = ZoneInfo(zone)
     runs = []
-    at = start - DAY
+    at = start - timedelta(hours=3)  # no clock was ever put back further
     shown = at.astimezone(there).replace(tzinfo=None, fold=0)
     while at < end:
         at += step

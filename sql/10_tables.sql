@@ -1,7 +1,8 @@
 -- Every table, its constraints and indexes.
 --
 -- Append-only, in a ring of sixteen segments: job, lease, outcome.
--- Small and mutable, for those who use the feature: scheduled, dead, straggler, unique_key, cancel_request, progress.
+-- Small and mutable, for those who use the feature: scheduled, dead, straggler, unique_key, cancel_request, progress,
+-- schedule.
 -- Settings and bookkeeping: queue, line, segment, segment_lane, mark.
 -- The past: archive.
 
@@ -362,6 +363,39 @@ COMMENT ON COLUMN pgq.dead.payload IS 'Arguments';
 COMMENT ON COLUMN pgq.dead.headers IS 'Metadata';
 COMMENT ON COLUMN pgq.dead.history IS 'Errors of all attempts: array of {attempt, at, error, worker}';
 COMMENT ON COLUMN pgq.dead.error IS 'The last error';
+
+CREATE TABLE pgq.schedule (
+    name text NOT NULL,
+    queue text NOT NULL,
+    cron text NOT NULL,
+    timezone text NOT NULL,
+    catch_up text NOT NULL,
+    task text,
+    payload jsonb NOT NULL,
+    next_at timestamptz NOT NULL,
+    last_at timestamptz,
+    last_job bigint,
+    retry_at timestamptz,
+    error text,
+    CONSTRAINT schedule_name_pkey PRIMARY KEY (name)
+) WITH (fillfactor = 50);
+CREATE INDEX schedule_due_idx ON pgq.schedule (coalesce(retry_at, next_at));
+CREATE INDEX schedule_queue_due_idx ON pgq.schedule (queue, coalesce(retry_at, next_at));
+COMMENT ON TABLE pgq.schedule IS
+    'Recurring jobs. Change them with pgq.schedule; they go with pgq.unschedule, or with their queue';
+COMMENT ON COLUMN pgq.schedule.name IS 'Name, 1 to 128 characters';
+COMMENT ON COLUMN pgq.schedule.queue IS 'The queue that the jobs are added to';
+COMMENT ON COLUMN pgq.schedule.cron IS 'When: a cron line, as it was given';
+COMMENT ON COLUMN pgq.schedule.timezone IS 'The time zone that the line is about, as the server spells it';
+COMMENT ON COLUMN pgq.schedule.catch_up IS
+    'What becomes of ticks that nobody was there for; skip: nothing, one: one job for all of them, all: a job for each';
+COMMENT ON COLUMN pgq.schedule.task IS 'What to do';
+COMMENT ON COLUMN pgq.schedule.payload IS 'Arguments';
+COMMENT ON COLUMN pgq.schedule.next_at IS 'The next tick, or the oldest one that is still to be fired. Only goes forward';
+COMMENT ON COLUMN pgq.schedule.last_at IS 'The last tick that became a job';
+COMMENT ON COLUMN pgq.schedule.last_job IS 'That job''s id';
+COMMENT ON COLUMN pgq.schedule.retry_at IS 'It failed: not again before this time. Null: nothing is wrong';
+COMMENT ON COLUMN pgq.schedule.error IS 'Why it failed';
 
 CREATE TABLE pgq.straggler (
     id bigint NOT NULL,

@@ -53,15 +53,17 @@ DECLARE
     v_lanes bigint[];
     v_last timestamptz;
     v_count bigint;
+    v_fired bigint;
 BEGIN
     PERFORM pgq._read_committed();
+    v_fired := pgq._fire();
     IF NOT pg_try_advisory_xact_lock(pgq._task_key(3)) THEN
-        RETURN 0;
+        RETURN v_fired;
     END IF;
     v_since := CASE WHEN pgq._due_again('promote-all', '1 minute') THEN '-infinity'::timestamptz ELSE pgq._marked('promote') END;
     PERFORM FROM pgq.scheduled s WHERE s.run_at >= v_since AND s.run_at <= v_now ORDER BY s.run_at LIMIT 1;
     IF NOT FOUND THEN
-        RETURN 0;
+        RETURN v_fired;
     END IF;
 
     v_slot := pgq._hold();
@@ -85,11 +87,12 @@ BEGIN
         FROM unnest(v_lanes) l (lane) JOIN pgq.queue q ON q.id = l.lane >> 16;
         PERFORM pgq._set_mark('promote', CASE WHEN v_count < v_batch THEN v_now ELSE v_last END);
     END IF;
-    RETURN v_count;
+    RETURN v_fired + v_count;
 END;
 $$;
 COMMENT ON FUNCTION pgq.promote() IS
-    'Makes scheduled jobs and retries ready that are due, up to 10000 at a time; returns how many. Raises PQ003';
+    'Makes jobs ready that are due: scheduled ones and retries, up to 10000 at a time, and those of schedules. Returns how '
+    'many. Raises PQ003';
 
 -- Reap ----------------------------------------------------------------------------------------------------------------
 
@@ -803,14 +806,17 @@ CREATE FUNCTION pgq.maintain() RETURNS jsonb
 AS $$
 DECLARE
     v_done jsonb := pgq.rotate();  -- first, see there
+    v_fired bigint := pgq._fire();
     v_promoted bigint := pgq.promote();
     v_reaped bigint := pgq.reap();
+    v_now timestamptz := pgq._now();
 BEGIN
     PERFORM pgq._pursue();
-    RETURN v_done || jsonb_build_object('promoted', v_promoted, 'reaped', v_reaped, 'more',
-        v_promoted >= 10000 OR v_reaped >= 10000 OR coalesce((v_done -> 'more')::boolean, false));
+    RETURN v_done || jsonb_build_object('fired', v_fired, 'promoted', v_promoted, 'reaped', v_reaped, 'more',
+        v_promoted >= 10000 OR v_reaped >= 10000 OR coalesce((v_done -> 'more')::boolean, false)
+        OR v_fired > 0 AND EXISTS (SELECT FROM pgq.schedule s WHERE coalesce(s.retry_at, s.next_at) <= v_now));
 END;
 $$;
 COMMENT ON FUNCTION pgq.maintain() IS
-    'Does what is due: pgq.promote, pgq.reap, pgq.rotate. Call it about once a second, from anywhere; workers do. Returns '
-    'what was done; "more": true if it is worth calling again at once. Raises PQ003';
+    'Does what is due: pgq.promote, pgq.reap, pgq.rotate, and the jobs of pgq.schedule. Call it about once a second, from '
+    'anywhere; workers do. Returns what was done; "more": true if it is worth calling again at once. Raises PQ003';

@@ -296,12 +296,14 @@ BEGIN
     PERFORM pgq.discard_where(queue);
     DELETE FROM pgq.line l WHERE l.queue_id = v_queue.id;
     DELETE FROM pgq.unique_key k WHERE k.queue_id = v_queue.id;
+    DELETE FROM pgq.schedule s WHERE s.queue = v_queue.name;
     DELETE FROM pgq.queue q WHERE q.id = v_queue.id;
 END;
 $$;
 COMMENT ON FUNCTION pgq.drop_queue(text, boolean) IS
-    'Drops a queue. With force also if it has jobs: they are cancelled, running ones too, and its dead letters deleted. '
-    'Raises PQ005 if it is not empty, PQ002, PQ003, 55P03 if a transaction that enqueues does not end within five seconds';
+    'Drops a queue and its schedules. With force also if it has jobs: they are cancelled, running ones too, and its dead '
+    'letters deleted. Raises PQ005 if it is not empty, PQ002, PQ003, 55P03 if a transaction that enqueues does not end within '
+    'five seconds';
 
 -- Waiting workers -----------------------------------------------------------------------------------------------------
 
@@ -311,6 +313,8 @@ CREATE FUNCTION pgq.watch(queues text[]) RETURNS timestamptz
 AS $$
 DECLARE
     v_ids int[];
+    -- A tick that is overdue is somebody's who is about to fire it: nothing to stay awake for.
+    v_overdue CONSTANT timestamptz := pgq._now() - interval '1 second';
 BEGIN
     PERFORM pgq._require('queues', queues IS NOT NULL OR NULL, 'an array of names of queues');
     PERFORM pgq._find_queue(u.name) FROM unnest(queues) u (name);
@@ -320,7 +324,17 @@ BEGIN
     END IF;
     v_ids := ARRAY(SELECT q.id FROM pgq.queue q WHERE q.name = ANY (queues));
     RETURN (
-        SELECT min(n.run_at)
+        SELECT least(min(n.run_at), (
+            SELECT min(t.due)
+            FROM unnest(queues) u (name)
+            CROSS JOIN LATERAL (
+                -- (queue, due): by the index on both, whatever is planned
+                SELECT s.queue, coalesce(s.retry_at, s.next_at) AS due FROM pgq.schedule s
+                WHERE (s.queue, coalesce(s.retry_at, s.next_at)) > (u.name, v_overdue)
+                ORDER BY s.queue, coalesce(s.retry_at, s.next_at) LIMIT 1
+            ) t
+            WHERE t.queue = u.name
+        ))
         FROM unnest(v_ids) q (id)
         CROSS JOIN LATERAL (
             SELECT s.run_at FROM pgq.scheduled s
@@ -333,8 +347,8 @@ $$;
 COMMENT ON FUNCTION pgq.watch(text[]) IS
     'Registers this session as waiting for jobs of these queues, until pgq.unwatch or its end: enqueue then notifies channel '
     '"pgq", payload the queue''s name. LISTEN pgq first, watch, claim once more, then sleep. Returns when the next scheduled '
-    'job of these queues is due. If nobody watches anew for a minute, producers stop looking: unwatch and watch again before. '
-    'Needs a session of its own: not for transaction pooling. Raises PQ002';
+    'or recurring job of these queues is due. If nobody watches anew for a minute, producers stop looking: unwatch and watch '
+    'again before. Needs a session of its own: not for transaction pooling. Raises PQ002';
 
 -- Without a warning for queues that are not watched: their names may have been wrong, or they do not notify.
 CREATE FUNCTION pgq.unwatch(queues text[]) RETURNS void

@@ -620,6 +620,13 @@ BEGIN
     WHERE NOT EXISTS (SELECT FROM pgq.segment s WHERE s.slot = n AND s.state <> 'free')
     HAVING count(*) <= 2;
 
+    -- Recurring jobs that cannot be enqueued.
+    RETURN QUERY
+    SELECT 'error', 'schedule_failed', format('schedule %s', s.name),
+        format('the tick of %s could not be enqueued: %s', s.next_at, s.error),
+        format('It is tried again every minute. Correct it with pgq.schedule, or SELECT pgq.unschedule(%L).', s.name)
+    FROM pgq.schedule s WHERE s.retry_at IS NOT NULL;
+
     -- Jobs, and nobody takes them.
     RETURN QUERY
     SELECT 'warning', 'no_claims', format('queue %s', s.queue),

@@ -64,13 +64,13 @@ BEGIN
     PERFORM pgq._grant(role, '{
         pgq.create_queue, pgq.alter_queue, pgq.set_unique, pgq.drop_queue, pgq.pause, pgq.resume, pgq.purge,
         pgq.purge_state, pgq.cancel, pgq.cancel_many, pgq.reschedule, pgq.set_priority, pgq.schedule, pgq.unschedule,
-        pgq.dead_letters, pgq.redrive, pgq.redrive_where, pgq.discard, pgq.discard_where,
+        pgq.next_runs, pgq.dead_letters, pgq.redrive, pgq.redrive_where, pgq.discard, pgq.discard_where,
         pgq.job_status, pgq.attempts, pgq.job_progress, pgq.stats, pgq.doctor,
         pgq.grant_producer, pgq.grant_consumer, pgq.grant_admin
     }');
-    EXECUTE format('GRANT SELECT ON pgq.queue_stats, pgq.archive TO %s', role);
+    EXECUTE format('GRANT SELECT ON pgq.queue_stats, pgq.archive, pgq.schedule TO %s', role);
 END;
 $$;
 COMMENT ON FUNCTION pgq.grant_admin(regrole) IS
-    'Lets a role do all that producers and consumers do, manage queues, read the archive, and grant these rights';
+    'Lets a role do all that producers and consumers do, manage queues and schedules, read the archive, and grant these rights';
 REVOKE ALL ON FUNCTION pgq.grant_admin(regrole) FROM PUBLIC;

@@ -1,8 +1,8 @@
 # pgqueue: `make` lists the targets, `make test` and `make demo` need only Python 3.10+ and make.
 
 VERSION   := $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" pgqueue.control)
-SQL_FILES := $(addprefix sql/, 00_schema.sql 10_tables.sql 20_internal.sql 30_produce.sql 40_consume.sql \
-               50_maintain.sql 60_schedule.sql 70_admin.sql 80_observe.sql 90_grant.sql)
+SQL_FILES := $(addprefix sql/, 00_schema.sql 10_tables.sql 20_internal.sql 30_produce.sql 35_outbox.sql 40_consume.sql \
+               45_work.sql 50_maintain.sql 60_schedule.sql 65_exclusive.sql 70_admin.sql 80_observe.sql 85_wait.sql 90_grant.sql)
 
 EXTENSION := build/pgqueue--$(VERSION).sql
 PLAIN     := build/pgqueue.sql

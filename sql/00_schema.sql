@@ -8,11 +8,15 @@
 --                So there are no dead rows, and a long transaction elsewhere cannot slow the queue down.
 --   20_internal  The clock, the locks, the ring, and how an attempt is looked up. Names begin with an underscore.
 --   30_produce   enqueue, enqueue_many, and the wake-up of idle workers.
+--   35_outbox    Triggers that turn changes of rows into jobs.
 --   40_consume   claim, and the ways an attempt ends: ack, reject, release; extend in between.
+--   45_work      A worker that is a procedure: it calls SQL functions.
 --   50_maintain  promote what is due, reap expired leases, turn the ring. Called by the workers; there is no daemon.
 --   60_schedule  recurring jobs.
+--   65_exclusive One node at a time.
 --   70_admin     queues, dead letters, waiting workers.
 --   80_observe   job_status, stats, the doctor.
+--   85_wait      Waiting for the end of a job.
 --   90_grant     who may do what. Nobody but the owner may do anything until told otherwise.
 --
 -- Errors of our own: PQ001 lease_lost, PQ002 queue_not_found, PQ003 not_read_committed, PQ004 payload_rejected,

@@ -35,7 +35,7 @@ CREATE FUNCTION pgq.grant_producer(role regrole) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    PERFORM pgq._grant(role, '{pgq.enqueue, pgq.enqueue_many, pgq.version}');
+    PERFORM pgq._grant(role, '{pgq.enqueue, pgq.enqueue_many, pgq.enqueue_row, pgq.enqueue_rows, pgq.version}');
 END;
 $$;
 COMMENT ON FUNCTION pgq.grant_producer(regrole) IS 'Lets a role enqueue';
@@ -47,7 +47,8 @@ AS $$
 BEGIN
     PERFORM pgq._grant(role, '{
         pgq.claim, pgq.ack, pgq.ack_many, pgq.reject, pgq.reject_many, pgq.extend, pgq.extend_many, pgq.release, pgq.snooze,
-        pgq.watch, pgq.unwatch, pgq.maintain, pgq.promote, pgq.reap, pgq.rotate, pgq.try_exclusive, pgq.version, pgq._now
+        pgq.watch, pgq.unwatch, pgq.maintain, pgq.promote, pgq.reap, pgq.rotate, pgq.try_exclusive,
+        pgq.exclusive_holder, pgq.version, pgq._now
     }');
 END;
 $$;

@@ -4,7 +4,7 @@
 REVOKE ALL ON SCHEMA pgq FROM PUBLIC;
 REVOKE ALL ON ALL TABLES IN SCHEMA pgq FROM PUBLIC;
 REVOKE ALL ON ALL SEQUENCES IN SCHEMA pgq FROM PUBLIC;
-REVOKE ALL ON ALL FUNCTIONS IN SCHEMA pgq FROM PUBLIC;
+REVOKE ALL ON ALL ROUTINES IN SCHEMA pgq FROM PUBLIC;
 -- Who may use a type may make a table of it, and then it can be neither changed nor dropped.
 DO $$
 DECLARE
@@ -23,7 +23,7 @@ BEGIN
     PERFORM pgq._require('role', role IS NOT NULL OR NULL, 'the name of a role');
     EXECUTE format('GRANT USAGE ON SCHEMA pgq TO %s', role);
     EXECUTE (
-        SELECT string_agg(format('GRANT EXECUTE ON FUNCTION %s TO %s', f::regprocedure, role), '; ')
+        SELECT string_agg(format('GRANT EXECUTE ON ROUTINE %s TO %s', f::regprocedure, role), '; ')
         FROM unnest(functions) f
     );
 END;
@@ -48,7 +48,7 @@ BEGIN
     PERFORM pgq._grant(role, '{
         pgq.claim, pgq.ack, pgq.ack_many, pgq.reject, pgq.reject_many, pgq.extend, pgq.extend_many, pgq.release, pgq.snooze,
         pgq.watch, pgq.unwatch, pgq.maintain, pgq.promote, pgq.reap, pgq.rotate, pgq.try_exclusive,
-        pgq.exclusive_holder, pgq.version, pgq._now
+        pgq.exclusive_holder, pgq.work, pgq._outside_of_a_transaction_block, pgq._handler, pgq._nap, pgq.version, pgq._now
     }');
 END;
 $$;
@@ -63,7 +63,7 @@ BEGIN
     PERFORM pgq.grant_consumer(role);
     PERFORM pgq._grant(role, '{
         pgq.create_queue, pgq.alter_queue, pgq.drop_queue, pgq.pause, pgq.resume, pgq.purge, pgq.redrive, pgq.cancel,
-        pgq.schedule, pgq.unschedule, pgq.job_status, pgq.stats, pgq.doctor,
+        pgq.schedule, pgq.unschedule, pgq.job_status, pgq.wait, pgq.stats, pgq.doctor,
         pgq.grant_producer, pgq.grant_consumer, pgq.grant_admin
     }');
     EXECUTE format('GRANT SELECT ON pgq.queue_stats, pgq.archive TO %s', role);

@@ -72,9 +72,9 @@ COMMENT ON FUNCTION pgq._nap(interval) IS
     'Sleeps a tenth as long as one has waited for something, but from 2 ms to a quarter of a second';
 
 -- The jobs of a claim run in turn, each in a subtransaction, and are acknowledged and committed together, with what
--- they wrote. What goes wrong in company may be the company's doing (a temporary table that is there already, a setting):
--- so a job that fails is counted as failed only if it was the first of its transaction, and goes first into the next one
--- if not. If the jobs fail together (a deferred constraint), all are done again, one by one.
+-- they wrote. What goes wrong in company may be the company's doing (a temporary table that is there already, a
+-- setting): so a job that fails is counted as failed only if it was the first of its transaction, and goes first into
+-- the next one if not. If the jobs fail together (a deferred constraint), all are done again, one by one.
 CREATE PROCEDURE pgq.work(
     queue text,
     handler text,

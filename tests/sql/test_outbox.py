@@ -203,7 +203,7 @@ def test_columns_may_be_called_anything(db: Connection, trigger: str) -> None:
         "op",
         "relation",
     ]
-    names += ['a"b', "a'b", "a%b", "a b", "%1$I", "Ü", "v_rows", "tg_op", "c", "relation", "num_nulls", "format"]
+    names += ['a"b', "a'b", "a%b", "a b", "%1$I", "Ü", "v_rows", "tg_op", "c", "num_nulls", "format"]
     db.execute("CREATE TYPE mood AS ENUM ('ok', '%s')")
     columns = ", ".join('"' + name.replace('"', '""') + '" mood' for name in names)
     db.execute(f"CREATE TABLE t ({columns})".encode())

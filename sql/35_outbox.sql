@@ -41,19 +41,6 @@ END;
 $$;
 COMMENT ON FUNCTION pgq._safe_columns(oid) IS 'The columns of row r of this table, as a list of what to_jsonb() may be given';
 
--- Rows of `source`, an expression that may stand in FROM, as JSON objects.
-CREATE FUNCTION pgq._rows_as_json(relation oid, source text) RETURNS text
-    LANGUAGE plpgsql STABLE
-AS $$
-BEGIN
-    IF pgq._is_plain(relation) THEN
-        RETURN format('SELECT to_jsonb(r.*) AS j FROM %s r', source);
-    END IF;
-    RETURN format('SELECT to_jsonb(s.*) AS j FROM (SELECT %s FROM %s r) s', pgq._safe_columns(relation), source);
-END;
-$$;
-COMMENT ON FUNCTION pgq._rows_as_json(oid, text) IS 'A query that makes a JSON object of each row';
-
 -- The table's name, for a partition that of the partitioned table: who reads the job should not know how it is split.
 CREATE FUNCTION pgq._change(relation oid, op text, old jsonb, new jsonb) RETURNS jsonb
     LANGUAGE plpgsql STABLE
@@ -104,7 +91,8 @@ CREATE FUNCTION pgq.enqueue_row() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    v_columns text[] := nullif(TG_ARGV[2:], '{}');
+    v_columns CONSTANT text[] := nullif(TG_ARGV[2:], '{}');
+    v_safe text;
     v_old jsonb;
     v_new jsonb;
 BEGIN
@@ -116,11 +104,12 @@ BEGIN
         v_old := to_jsonb(OLD);
         v_new := to_jsonb(NEW);
     ELSE
+        v_safe := format('SELECT to_jsonb(s.*) FROM (SELECT %s FROM (SELECT ($1).*) r) s', pgq._safe_columns(TG_RELID));
         IF TG_OP <> 'INSERT' THEN
-            EXECUTE pgq._rows_as_json(TG_RELID, '(SELECT ($1).*)') INTO v_old USING OLD;
+            EXECUTE v_safe INTO v_old USING OLD;
         END IF;
         IF TG_OP <> 'DELETE' THEN
-            EXECUTE pgq._rows_as_json(TG_RELID, '(SELECT ($1).*)') INTO v_new USING NEW;
+            EXECUTE v_safe INTO v_new USING NEW;
         END IF;
     END IF;
     PERFORM pgq.enqueue(
@@ -141,7 +130,8 @@ AS $$
 DECLARE
     v_columns CONSTANT text[] := nullif(TG_ARGV[2:], '{}');
     v_rows name;
-    v_payloads jsonb[];
+    v_payload jsonb;
+    v_payloads jsonb[] := '{}';
 BEGIN
     SELECT CASE TG_OP WHEN 'DELETE' THEN t.tgoldtable ELSE t.tgnewtable END INTO v_rows
     FROM pg_trigger t WHERE t.tgrelid = TG_RELID AND t.tgname = TG_NAME;
@@ -152,12 +142,20 @@ BEGIN
     ELSIF TG_NARGS = 0 THEN
         PERFORM pgq._refuse_trigger('given the name of a queue');
     END IF;
-    EXECUTE format(
-        'SELECT array_agg($1 || jsonb_build_object($2, pgq._keep(k.j, $3))) FROM (%s) k',
-        pgq._rows_as_json(TG_RELID, format('%I', v_rows))
-    ) INTO v_payloads
-    USING pgq._change(TG_RELID, TG_OP, NULL, NULL), CASE TG_OP WHEN 'DELETE' THEN 'old' ELSE 'new' END, v_columns;
-    PERFORM pgq.enqueue_many(TG_ARGV[0], coalesce(v_payloads, '{}'), TG_ARGV[1]);
+    -- In portions: an array of millions of rows has no room in memory.
+    FOR v_payload IN EXECUTE format(
+        'SELECT $1 || jsonb_build_object($2, pgq._keep(to_jsonb(s.*), $3)) FROM (SELECT %s FROM %I r) s',
+        CASE WHEN pgq._is_plain(TG_RELID) THEN 'r.*' ELSE pgq._safe_columns(TG_RELID) END, v_rows
+    )
+    USING pgq._change(TG_RELID, TG_OP, NULL, NULL), CASE TG_OP WHEN 'DELETE' THEN 'old' ELSE 'new' END, v_columns
+    LOOP
+        v_payloads := array_append(v_payloads, v_payload);
+        IF cardinality(v_payloads) = 4096 THEN
+            PERFORM pgq.enqueue_many(TG_ARGV[0], v_payloads, TG_ARGV[1]);
+            v_payloads := '{}';
+        END IF;
+    END LOOP;
+    PERFORM pgq.enqueue_many(TG_ARGV[0], v_payloads, TG_ARGV[1]);
     RETURN NULL;
 END;
 $$;

@@ -127,6 +127,7 @@ def test_the_connection_holds_up_nothing(client: Client, admin: Connection, name
         eventually(lambda: admin.execute(query, [name]).fetchall() == [("idle in transaction", None, None)])
 
 
+@pytest.mark.direct("settings of the session")
 def test_a_limit_on_idle_transactions_does_not_end_it(client: Client, dsn: str, admin: Connection, name: str) -> None:
     limited = psycopg.conninfo.make_conninfo(dsn, options="-c idle_in_transaction_session_timeout=50")
     with Client(limited).exclusive(name) as alone:

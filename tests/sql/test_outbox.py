@@ -308,7 +308,7 @@ def role(db: Connection) -> Iterator[str]:
 def test_who_writes_needs_no_right_and_who_makes_the_trigger_does(
     db: Connection, connect: Connect, role: str, trigger: str
 ) -> None:
-    create(db)
+    create(db, shards=1)
     anybody = connect(user=role)
     anybody.execute(TABLE)
     with refused("42501"):
@@ -356,6 +356,7 @@ def test_a_cast_to_json_does_not_run_with_the_rights_of_the_owner(
     assert "ok" in changes(db)[0][2]["x"]
 
 
+@pytest.mark.direct("settings of the session")
 @both
 def test_a_hostile_search_path_changes_nothing(db: Connection, connect: Connect, table: None, trigger: str) -> None:
     db.execute(trigger)

@@ -128,6 +128,7 @@ def test_inside_of_a_transaction_block_the_error_says_so(db: Connection) -> None
     assert "outside_of_a_transaction_block" in (caught.value.diag.context or "")
 
 
+@pytest.mark.direct("settings of the session")
 @pytest.mark.parametrize("level", ["repeatable read", "serializable"])
 def test_any_isolation_level_will_do(db: Connection, connect: Connect, level: str) -> None:
     (id,) = enqueue(db)

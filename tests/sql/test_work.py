@@ -110,6 +110,7 @@ def test_arguments_are_checked(db: Connection) -> None:
         work(db, lease_for="-1 second")
 
 
+@pytest.mark.direct("settings of the session")
 @pytest.mark.parametrize("level", ["repeatable read", "serializable"])
 def test_it_needs_read_committed(db: Connection, level: str) -> None:
     handler(db, "NULL;")
@@ -183,6 +184,7 @@ def test_a_failed_job_comes_back_and_dies_in_the_end(db: Connection, clock: Cloc
     assert status(db, job).state == "dead"
 
 
+@pytest.mark.direct("settings of the session")
 @pytest.mark.parametrize("batch", [1, 3, 10])
 def test_a_timeout_ends_it_and_the_job_counts_as_failed(db: Connection, batch: int) -> None:
     handler(db, "INSERT INTO log VALUES (job::int); IF job = '2' THEN PERFORM pg_sleep(20); END IF;")
@@ -214,6 +216,7 @@ def test_a_cancel_ends_it(db: Connection, connect: Connect) -> None:
     assert stats(db) == {"ready": 1, "retrying": 1}
 
 
+@pytest.mark.direct("settings of the session")
 def test_a_deadlock_is_a_failed_attempt(db: Connection, connect: Connect) -> None:
     db.execute("CREATE TABLE a (); CREATE TABLE b ()")
     handler(db, "LOCK TABLE a; PERFORM pg_sleep(0); LOCK TABLE b;")
@@ -287,6 +290,7 @@ def test_a_constraint_is_deferred_for_every_job_of_a_batch(db: Connection) -> No
     assert work(db) == (20, 0)
 
 
+@pytest.mark.direct("settings of the session")
 def test_the_handler_sees_its_callers_search_path(db: Connection) -> None:
     db.execute("CREATE SCHEMA app; CREATE TABLE app.things (n int)")
     db.execute("SET search_path = app")
@@ -423,6 +427,7 @@ def test_others_may_not(db: Connection, connect: Connect, consumer: str) -> None
         work(connect(user=consumer))
 
 
+@pytest.mark.direct("settings of the session")
 def test_a_hostile_search_path_changes_nothing(db: Connection, connect: Connect) -> None:
     handler(db, "INSERT INTO public.log VALUES (job::int); IF job = '2' THEN RAISE 'no'; END IF;", name="public.h")
     enqueue(db, 3)

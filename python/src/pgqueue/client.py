@@ -512,6 +512,7 @@ class _Exclusive:
             )
 
     def _begin(self) -> None:
+        self._holds = self._lost = False
         self._deadline = float("inf") if self._timeout is None else time.monotonic() + self._timeout
 
     def _pause(self) -> float | None:

@@ -21,7 +21,7 @@ import pytest
 
 import pgqueue
 from pgqueue import AsyncClient, Client, InvalidArgument, NullArgument
-from pgqueue.client import ExclusiveLost
+from pgqueue.client import Exclusive, ExclusiveLost
 from tests.pgbouncer.bouncer import PgBouncer
 from tests.python.support import Face, eventually
 
@@ -164,6 +164,15 @@ def test_the_error_of_the_block_comes_before_the_loss(client: Client, admin: Con
 
     with pytest.raises(ZeroDivisionError):
         work()
+
+
+def test_a_loss_at_the_very_end_is_noticed(client: Client, admin: Connection, name: str) -> None:
+    class Blind(Exclusive):
+        def _watch(self) -> None:
+            """Look at nothing."""
+
+    with pytest.raises(ExclusiveLost), Blind(admin.info.dsn, name, 0):
+        end_holder(admin, name)
 
 
 def test_who_waits_survives_the_loss_of_its_connection(client: Client, admin: Connection, name: str) -> None:

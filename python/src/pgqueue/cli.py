@@ -248,7 +248,7 @@ def exclusive(dsn: str, name: str, command: tuple[str, ...], timeout: float | No
         _kill(child.pid, signal.SIGKILL)
         os.write(tell, b"0\n")
     if lock.lost:
-        click.echo(f"the connection was lost, and {name!r} with it: the command was killed", err=True)
+        click.echo("the connection was lost and another node may begin, so the command was killed", err=True)
         sys.exit(75)
     sys.exit(code if code >= 0 else 128 - code)
 

@@ -447,16 +447,14 @@ _RETRY = 0.25
 """Seconds after which who waits tries again."""
 _BEAT = 0.5
 """Seconds between two looks whether the connection lives. If the server closes it, that is noticed at once."""
-_PATIENCE = 2.0
-"""Seconds that such a look may take."""
-# If the network dies, the holder must notice (_BEAT + _PATIENCE) before the server does (2 + 3 * 1 seconds) and another
-# one may begin.
+# If the network dies, the holder must notice before the server does (2 + 3 * 1 seconds) and another one may begin: what
+# it sends is not acknowledged for 2 seconds. It is kernels that acknowledge, so a slow server is not taken for dead.
 _CLIENT_SIDE = {
     "connect_timeout": "10",
     "keepalives_idle": "1",
     "keepalives_interval": "1",
     "keepalives_count": "2",
-    "tcp_user_timeout": str(int(_PATIENCE * 1000)),
+    "tcp_user_timeout": "2000",
 }
 _SERVER_SIDE = {
     "tcp_keepalives_idle": "2",
@@ -505,9 +503,7 @@ class _Exclusive:
         if not self:
             raise ExclusiveLost(
                 f"no longer exclusive under {self.name!r}" if self._lost else f"not exclusive under {self.name!r}",
-                detail="The connection was lost, and with it the lock; another one may have it."
-                if self._lost
-                else None,
+                detail="The connection was lost; another one may have begun." if self._lost else None,
                 hint="Stop what must be done by one at a time, and begin again.",
             )
 
@@ -530,7 +526,8 @@ class Exclusive(_Exclusive):
     """Made by :meth:`Client.exclusive`: true while one is the only one under a name.
 
     A thread looks after the connection. If it is lost, the object becomes false, ``on_lost`` is called in that thread,
-    and the end of the block raises :class:`ExclusiveLost`, unless it raises something else.
+    and the end of the block raises :class:`ExclusiveLost`, unless it raises something else. So a block that ends
+    without an error was the only one all the time.
     """
 
     on_lost: Callable[[], object] | None = None
@@ -566,9 +563,12 @@ class Exclusive(_Exclusive):
             self._holds = False
 
     def _close(self) -> None:
+        """End the transaction; that it can be ended proves that it lasted until now."""
         if self._connection is not None:
-            with suppress(psycopg.Error):
-                self._connection.rollback()
+            try:
+                self._connection.commit()
+            except psycopg.Error:
+                self._lost = self._holds
             self._connection.close()
 
     def _acquire(self) -> None:
@@ -627,6 +627,7 @@ class AsyncExclusive(_Exclusive):
         if not self._holds:
             await self._close()
             return self
+        self._cancelled = False
         self._task = asyncio.current_task()
         self._watcher = asyncio.create_task(self._watch())
         return self
@@ -644,18 +645,23 @@ class AsyncExclusive(_Exclusive):
                 await self._close()
                 self._connection = None
             except asyncio.CancelledError:
-                if not self._lost:
+                if not self._cancelled:
+                    if self._connection is not None:
+                        self._connection.pgconn.finish()
                     raise
-        if self._lost and (value is None or isinstance(value, asyncio.CancelledError)):
-            if self._task is not None and hasattr(self._task, "uncancel"):
-                self._task.uncancel()
+        ours = self._cancelled and isinstance(value, asyncio.CancelledError)
+        if self._cancelled and self._task is not None and hasattr(self._task, "uncancel"):
+            ours = self._task.uncancel() == 0 and ours  # else somebody else cancels, too
+        if self._lost and (value is None or ours):
             self.check()
         self._holds = False
 
     async def _close(self) -> None:
         if self._connection is not None:
-            with suppress(psycopg.Error):
-                await self._connection.rollback()
+            try:
+                await self._connection.commit()
+            except psycopg.Error:
+                self._lost = self._holds
             await self._connection.close()
 
     async def _acquire(self) -> None:
@@ -693,17 +699,8 @@ class AsyncExclusive(_Exclusive):
                         await asyncio.wait_for(news.wait(), _BEAT)
                 finally:
                     loop.remove_reader(connection.fileno())
-                # Not wait_for: before it gives up it would wait for the connection to cancel the statement.
-                alarm = loop.call_later(_PATIENCE, self._lose)
-                try:
-                    await connection.execute("SELECT 1")
-                finally:
-                    alarm.cancel()
+                await connection.execute("SELECT 1")
         except Exception:
-            self._lose()
-
-    def _lose(self) -> None:
-        if not self._lost:
             self._lost = True
             if self._task is not None:
-                self._task.cancel()
+                self._cancelled = self._task.cancel()

@@ -241,6 +241,7 @@ def exclusive(dsn: str, name: str, command: tuple[str, ...], timeout: float | No
                 command, start_new_session=True, preexec_fn=lambda: os.write(tell, b"%d\n" % os.getpid()) and None
             )
         except OSError as error:
+            os.write(tell, b"0\n")
             _fail(f"{command[0]}: {error.strerror}")
         if alone.lost:
             fence()
@@ -296,9 +297,11 @@ def worker(
         made.main()
 
 
-_FORWARDED = (
-    signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2
-)  # fmt: skip
+_FORWARDED = [  # not all of them are everywhere
+    signal.Signals[name]
+    for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
+    if name in signal.Signals.__members__
+]
 
 
 def _guard() -> int:

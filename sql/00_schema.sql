@@ -10,13 +10,17 @@
 --   30_produce   enqueue, enqueue_many, and the wake-up of idle workers.
 --   32_unique    unique keys: one live job of a kind.
 --   34_validate  the user's own check of payloads.
+--   35_outbox    triggers that turn changes of rows into jobs.
 --   40_consume   claim, and the ways an attempt ends: ack, reject, release, snooze; extend in between.
 --   42_cancel    cancel, reschedule and set_priority: taking back what was not handed out, stopping what was.
+--   45_work      a worker that is a procedure: it calls SQL functions.
 --   50_maintain  promote what is due, reap expired leases, turn the ring. Called by the workers; there is no daemon.
 --   60_schedule  recurring jobs.
+--   65_exclusive one node at a time.
 --   70_admin     queues, waiting workers.
 --   75_dead      dead letters: listed, sent back to work, thrown away.
 --   80_observe   job_status, attempts and progress, stats, the doctor.
+--   85_wait      waiting for the end of a job.
 --   90_grant     who may do what. Nobody but the owner may do anything until told otherwise.
 --
 -- Errors of our own: PQ001 lease_lost, PQ002 queue_not_found, PQ003 not_read_committed, PQ004 payload_rejected,

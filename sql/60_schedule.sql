@@ -550,12 +550,3 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION pgq._fire() IS 'Enqueues the jobs of ticks that have come, some 300 at a time; returns how many';
-
-CREATE FUNCTION pgq.try_exclusive(name text) RETURNS boolean
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    PERFORM pgq._not_yet('try_exclusive');
-END;
-$$;
-COMMENT ON FUNCTION pgq.try_exclusive(text) IS 'Reserved: raises 0A000';

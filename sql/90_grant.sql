@@ -4,7 +4,7 @@
 REVOKE ALL ON SCHEMA pgq FROM PUBLIC;
 REVOKE ALL ON ALL TABLES IN SCHEMA pgq FROM PUBLIC;
 REVOKE ALL ON ALL SEQUENCES IN SCHEMA pgq FROM PUBLIC;
-REVOKE ALL ON ALL FUNCTIONS IN SCHEMA pgq FROM PUBLIC;
+REVOKE ALL ON ALL ROUTINES IN SCHEMA pgq FROM PUBLIC;
 -- Who may use a type may make a table of it, and then it can be neither changed nor dropped.
 DO $$
 DECLARE
@@ -23,7 +23,7 @@ BEGIN
     PERFORM pgq._require('role', role IS NOT NULL OR NULL, 'the name of a role');
     EXECUTE format('GRANT USAGE ON SCHEMA pgq TO %s', role);
     EXECUTE (
-        SELECT string_agg(format('GRANT EXECUTE ON FUNCTION %s TO %s', f::regprocedure, role), '; ')
+        SELECT string_agg(format('GRANT EXECUTE ON ROUTINE %s TO %s', f::regprocedure, role), '; ')
         FROM unnest(functions) f
     );
 END;
@@ -35,7 +35,10 @@ CREATE FUNCTION pgq.grant_producer(role regrole) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    PERFORM pgq._grant(role, '{pgq.enqueue, pgq.enqueue_many, pgq.enqueue_unique, pgq.enqueue_unique_many, pgq.version}');
+    PERFORM pgq._grant(role, '{
+        pgq.enqueue, pgq.enqueue_many, pgq.enqueue_unique, pgq.enqueue_unique_many, pgq.enqueue_row, pgq.enqueue_rows,
+        pgq.version
+    }');
 END;
 $$;
 COMMENT ON FUNCTION pgq.grant_producer(regrole) IS 'Lets a role enqueue';
@@ -48,7 +51,8 @@ BEGIN
     PERFORM pgq._grant(role, '{
         pgq.claim, pgq.ack, pgq.ack_many, pgq.reject, pgq.reject_many, pgq.extend, pgq.extend_many, pgq.release, pgq.snooze,
         pgq.snooze_many, pgq.cancel_requested, pgq.progress, pgq.watch, pgq.unwatch, pgq.maintain, pgq.promote, pgq.reap,
-        pgq.rotate, pgq.try_exclusive, pgq.version, pgq._now
+        pgq.rotate, pgq.try_exclusive, pgq.exclusive_holder, pgq.version,
+        pgq.work, pgq._outside_of_a_transaction_block, pgq._handler, pgq._nap, pgq._now
     }');
 END;
 $$;
@@ -65,7 +69,7 @@ BEGIN
         pgq.create_queue, pgq.alter_queue, pgq.set_unique, pgq.drop_queue, pgq.pause, pgq.resume, pgq.purge,
         pgq.purge_state, pgq.cancel, pgq.cancel_many, pgq.reschedule, pgq.set_priority, pgq.schedule, pgq.unschedule,
         pgq.next_runs, pgq.dead_letters, pgq.redrive, pgq.redrive_where, pgq.discard, pgq.discard_where,
-        pgq.job_status, pgq.attempts, pgq.job_progress, pgq.stats, pgq.doctor,
+        pgq.job_status, pgq.wait, pgq.attempts, pgq.job_progress, pgq.stats, pgq.doctor,
         pgq.grant_producer, pgq.grant_consumer, pgq.grant_admin
     }');
     EXECUTE format('GRANT SELECT ON pgq.queue_stats, pgq.archive, pgq.schedule TO %s', role);

@@ -134,6 +134,16 @@ class QueueStat(NamedTuple):
     oldest_ready: timedelta | None
 
 
+class Holder(NamedTuple):
+    """Who is exclusive under a name: a session, and when its transaction began."""
+
+    pid: int | None
+    username: str | None
+    application_name: str | None
+    client_addr: Any
+    since: datetime | None
+
+
 class Finding(NamedTuple):
     """Something that ``doctor`` found, and what to do about it."""
 
@@ -184,6 +194,10 @@ def _all_enqueued(rows: list[Row]) -> list[Enqueued]:
 
 def _state(rows: list[Row]) -> JobState | None:
     return JobState._make(rows[0]) if rows else None
+
+
+def _holder(rows: list[Row]) -> Holder | None:
+    return Holder._make(rows[0]) if rows else None
 
 
 def _columns(of: type[NamedTuple]) -> str:
@@ -287,6 +301,7 @@ _ARGUMENTS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "leases": _BIGINTS,
     "max_attempts": _INT,
     "n": _INT,
+    "name": _TEXT,
     "notify": _BOOLEAN,
     "on_repeat": _TEXT,
     "payload": ("jsonb", to_json),
@@ -875,6 +890,43 @@ def job_progress(id: int, *, connection: AnyConnection | None = None) -> Call[Js
         {'done': 3, 'of': 4}
     """
     return _call(job_progress, locals(), _value)
+
+
+# One node at a time
+
+
+def try_exclusive(name: str, *, connection: AnyConnection | None = None) -> Call[bool]:
+    """Be the only transaction under a name, until it ends. Never waits.
+
+    Args:
+        name: any text that all who exclude each other agree on.
+        connection: the one whose transaction it is. Without it the transaction ends with the call, and so does this.
+
+    Returns:
+        Whether it is the only one; also if it was so already.
+
+    Example:
+        >>> with psycopg.connect(dsn) as connection:
+        ...     if client.try_exclusive("nightly report", connection=connection):
+        ...         connection.execute("INSERT INTO report …")
+    """
+    return _call(try_exclusive, locals(), _value)
+
+
+def exclusive_holder(name: str, *, connection: AnyConnection | None = None) -> Call[Holder | None]:
+    """Look who is exclusive under a name.
+
+    Args:
+        name: what was given to :meth:`exclusive` or :meth:`try_exclusive`.
+
+    Returns:
+        The holder, None if there is none. By the time you read it, it may be another one.
+
+    Example:
+        >>> client.exclusive_holder("nightly report").application_name
+        'node 2'
+    """
+    return _call(exclusive_holder, locals(), _holder, _columns(Holder))
 
 
 # Queues

@@ -5,9 +5,12 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import os
+import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from importlib.resources import files
 from pathlib import Path
@@ -42,15 +45,18 @@ def _explained() -> Iterator[None]:
         _fail(str(error).strip() or repr(error))
 
 
+_dsn_option = click.option(
+    "--dsn",
+    envvar="PGQUEUE_DSN",
+    default="",
+    help="Connection string; else PGQUEUE_DSN, else PGHOST, PGDATABASE and so on.",
+)
+
+
 def _database(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the option --dsn, and a client as its first argument."""
 
-    @click.option(
-        "--dsn",
-        envvar="PGQUEUE_DSN",
-        default="",
-        help="Connection string; else PGQUEUE_DSN, else PGHOST, PGDATABASE and so on.",
-    )
+    @_dsn_option
     @wraps(command)
     def with_client(dsn: str, **options: Any) -> None:
         import psycopg
@@ -315,6 +321,61 @@ def _line(text: str | None) -> str | None:
     return text.partition("\n")[0][:200] if text else None
 
 
+@main.command(context_settings={"ignore_unknown_options": True})
+@click.argument("name")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.option("--timeout", type=float, help="Seconds to wait for the others, 0 for not at all; else for ever.")
+@_dsn_option
+def exclusive(dsn: str, name: str, command: tuple[str, ...], timeout: float | None) -> None:
+    """Run COMMAND on one node at a time: `pgqueue exclusive NAME -- COMMAND ARGUMENTS…`
+
+    The others stand by, and one of them takes over within a second when that node ends or dies. Exits as the command
+    does, or with 128 plus the signal that ended it. If the connection to the database is lost, the command is killed
+    with all its children, as another node may begin; then, and if --timeout is over, exits with 75: try again. Signals
+    are passed on to the command and its children; what these leave running when it ends is killed.
+    """
+    from pgqueue.client import ExclusiveLost
+
+    tell = _guard()
+    child: subprocess.Popen[bytes] | None = None
+
+    def forward(number: int, frame: object) -> None:
+        if child is None:
+            sys.exit(128 + number)
+        _kill(child.pid, number)
+
+    for number in _FORWARDED:
+        signal.signal(number, forward)
+    lock = pgqueue.Client(dsn).exclusive(name, timeout)
+    with _explained(), suppress(ExclusiveLost), lock as alone:
+        if not alone:
+            click.echo(f"another node is exclusive under {name!r}", err=True)
+            sys.exit(75)
+
+        # In a session, and so in a group, of its own. The guard learns of it before it can do anything.
+        def fence() -> None:
+            if child is not None:
+                _kill(child.pid, signal.SIGKILL)
+
+        alone.on_lost = fence
+        try:
+            child = subprocess.Popen(
+                command, start_new_session=True, preexec_fn=lambda: os.write(tell, b"%d\n" % os.getpid()) and None
+            )
+        except OSError as error:
+            os.write(tell, b"0\n")
+            _fail(f"{command[0]}: {error.strerror}")
+        if alone.lost:
+            fence()
+        code = child.wait()
+        _kill(child.pid, signal.SIGKILL)
+        os.write(tell, b"0\n")
+    if lock.lost:
+        click.echo("the connection was lost and another node may begin, so the command was killed", err=True)
+        sys.exit(75)
+    sys.exit(code if code >= 0 else 128 - code)
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("app")
 @click.option("--queue", "-q", "queues", multiple=True, help="May be repeated; else the queues of the app's tasks.")
@@ -356,6 +417,40 @@ def worker(
         _fail(str(error))
     with _explained():
         made.main()
+
+
+_FORWARDED = [  # not all of them are everywhere
+    signal.Signals[name]
+    for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
+    if name in signal.Signals.__members__
+]
+
+
+def _guard() -> int:
+    """Start a process that kills a group of processes when this one has ended, however it did.
+
+    Returns:
+        Where to write the group, as a line; 0: none.
+    """
+    reading, writing = os.pipe()
+    if os.fork() == 0:
+        os.setsid()
+        for number in _FORWARDED:
+            signal.signal(number, signal.SIG_IGN)
+        os.close(writing)
+        told = b""
+        while chunk := os.read(reading, 100):
+            told += chunk
+        if group := int(told.split()[-1] if told else 0):
+            _kill(group, signal.SIGKILL)
+        os._exit(0)
+    os.close(reading)
+    return writing
+
+
+def _kill(group: int, number: int) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, number)
 
 
 def _load(path: str) -> App:

@@ -4,27 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import select
+import socket
 import threading
+import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import timedelta
 from functools import wraps
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import tuple_row
 
 from pgqueue import _calls, _versions
-from pgqueue._calls import Call, ClaimedJob, DeadLetter, Enqueued, Finding, JobAttempt, JobState, QueueStat
-from pgqueue.errors import translated
+from pgqueue._calls import Call, ClaimedJob, DeadLetter, Enqueued, Finding, Holder, JobAttempt, JobState, QueueStat
+from pgqueue.errors import PgqError, translated
 
 __all__ = [
     "AsyncClient",
+    "AsyncExclusive",
     "ClaimedJob",
     "Client",
     "DeadLetter",
     "Enqueued",
+    "Exclusive",
+    "ExclusiveLost",
     "Finding",
+    "Holder",
     "JobAttempt",
     "JobState",
     "QueueStat",
@@ -72,6 +82,12 @@ class _Settings:
             "open": False,
             "kwargs": {"autocommit": True, "prepare_threshold": prepare_threshold},
         }
+        self._connection: Any = None
+
+    def _dsn(self) -> str:
+        if self._connection is not None:
+            raise TypeError("exclusive needs a connection of its own: make the client from a connection string")
+        return str(self._pool_settings["conninfo"])
 
 
 class Client(_Settings):
@@ -142,6 +158,49 @@ class Client(_Settings):
                 raise TypeError(f"Client needs a psycopg.Connection, not {connection!r}")
             return _execute(connection, call)
 
+    def wait(self, id: int, timeout: float | timedelta | None = 60) -> JobState | None:
+        """Wait until a job is done, dead or cancelled; retries are waited for.
+
+        It looks again and again, at first after 2 ms, later after a tenth of the time it has waited, at most a quarter
+        of a second.
+
+        Args:
+            id: the job. It must be committed.
+            timeout: how long to wait (timedelta or seconds); None: for ever.
+
+        Returns:
+            Its state, None if there is no such job or its retention is over.
+
+        Raises:
+            TimeoutError: it has not ended by then.
+
+        Example:
+            >>> job = client.enqueue("square", {"n": 7})
+            >>> client.wait(job).result
+            49
+        """
+        vigil = _Vigil(id, timeout)
+        while not vigil.over(self.job_status(id)):
+            time.sleep(vigil.nap())
+        return vigil.state
+
+    def exclusive(self, name: str, timeout: float | timedelta | None = 0) -> Exclusive:
+        """Be the only one under a name, on all machines, for the time of a ``with`` block.
+
+        Args:
+            name: any text that all who exclude each other agree on.
+            timeout: how long to wait for the others (timedelta or seconds); 0: not at all; None: for ever.
+
+        Returns:
+            A context manager, which is true while one is the only one.
+
+        Example:
+            >>> with client.exclusive("nightly report") as alone:
+            ...     if alone:
+            ...         report()
+        """
+        return Exclusive(self._dsn(), name, timeout)
+
     enqueue = _sync(_calls.enqueue)
     enqueue_many = _sync(_calls.enqueue_many)
     enqueue_unique = _sync(_calls.enqueue_unique)
@@ -165,6 +224,8 @@ class Client(_Settings):
     attempts = _sync(_calls.attempts)
     progress = _sync(_calls.progress)
     job_progress = _sync(_calls.job_progress)
+    try_exclusive = _sync(_calls.try_exclusive)
+    exclusive_holder = _sync(_calls.exclusive_holder)
     create_queue = _sync(_calls.create_queue)
     alter_queue = _sync(_calls.alter_queue)
     set_unique = _sync(_calls.set_unique)
@@ -258,6 +319,31 @@ class AsyncClient(_Settings):
                 raise TypeError(f"AsyncClient needs a psycopg.AsyncConnection, not {connection!r}")
             return await _async_execute(connection, call)
 
+    async def wait(self, id: int, timeout: float | timedelta | None = 60) -> JobState | None:
+        """Wait until a job is done, dead or cancelled; see :meth:`Client.wait`.
+
+        Example:
+            >>> job = await client.enqueue("square", {"n": 7})
+            >>> (await client.wait(job)).result
+            49
+        """
+        vigil = _Vigil(id, timeout)
+        while not vigil.over(await self.job_status(id)):  # noqa: ASYNC110
+            await asyncio.sleep(vigil.nap())
+        return vigil.state
+
+    def exclusive(self, name: str, timeout: float | timedelta | None = 0) -> AsyncExclusive:
+        """Be the only one under a name for the time of an ``async with`` block; see :meth:`Client.exclusive`.
+
+        If the connection is lost, the block is cancelled and raises :class:`ExclusiveLost`.
+
+        Example:
+            >>> async with client.exclusive("nightly report") as alone:
+            ...     if alone:
+            ...         await report()
+        """
+        return AsyncExclusive(self._dsn(), name, timeout)
+
     enqueue = _async(_calls.enqueue)
     enqueue_many = _async(_calls.enqueue_many)
     enqueue_unique = _async(_calls.enqueue_unique)
@@ -281,6 +367,8 @@ class AsyncClient(_Settings):
     attempts = _async(_calls.attempts)
     progress = _async(_calls.progress)
     job_progress = _async(_calls.job_progress)
+    try_exclusive = _async(_calls.try_exclusive)
+    exclusive_holder = _async(_calls.exclusive_holder)
     create_queue = _async(_calls.create_queue)
     alter_queue = _async(_calls.alter_queue)
     set_unique = _async(_calls.set_unique)
@@ -354,3 +442,302 @@ def _check(connection: psycopg.Connection[Any]) -> None:
 async def _async_check(connection: psycopg.AsyncConnection[Any]) -> None:
     if _has_news(connection):
         await connection.execute("")
+
+
+# Waiting
+
+
+def _seconds(timeout: float | timedelta | None) -> float | None:
+    return timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+
+
+class _Vigil:
+    """Looks at a job until it has ended."""
+
+    def __init__(self, id: int, timeout: float | timedelta | None) -> None:
+        self._id = id
+        self._timeout = _seconds(timeout)
+        self._began = time.monotonic()
+        self._unknown = 0
+        self.state: JobState | None = None
+
+    def over(self, state: JobState | None) -> bool:
+        self.state = state
+        if state is None:  # look twice: see sql/85_wait.sql
+            self._unknown += 1
+            return self._unknown == 2
+        if state.state in ("done", "dead", "cancelled"):
+            return True
+        if self._timeout is not None and time.monotonic() - self._began >= self._timeout:
+            raise TimeoutError(f"job {self._id} is {state.state} after {self._timeout:g} seconds")
+        return False
+
+    def nap(self) -> float:
+        waited = time.monotonic() - self._began
+        nap = min(max(waited / 10, 0.002), 0.25)
+        return nap if self._timeout is None else max(min(nap, self._timeout - waited), 0)
+
+
+# One node at a time
+
+_RETRY = 0.25
+"""Seconds after which who waits tries again."""
+_BEAT = 0.5
+"""Seconds between two looks whether the connection lives. If the server closes it, that is noticed at once."""
+# If the network dies, the holder must notice before the server does (2 + 3 * 1 seconds) and another one may begin: what
+# it sends is not acknowledged for 2 seconds. It is kernels that acknowledge, so a slow server is not taken for dead.
+_CLIENT_SIDE = {
+    "connect_timeout": "10",
+    "keepalives_idle": "1",
+    "keepalives_interval": "1",
+    "keepalives_count": "2",
+    "tcp_user_timeout": "2000",
+}
+_SERVER_SIDE = {
+    "tcp_keepalives_idle": "2",
+    "tcp_keepalives_interval": "1",
+    "tcp_keepalives_count": "3",
+    "idle_in_transaction_session_timeout": "0",
+}
+
+
+class ExclusiveLost(PgqError):
+    """The connection was lost: from then on another one may have been exclusive under the same name."""
+
+
+class _Exclusive:
+    """What is the same with and without asyncio.
+
+    The lock belongs to an open transaction, so it also holds behind a pooler, and the server gives it up with the
+    connection. The transaction has neither a snapshot nor a transaction id, and so holds up nothing.
+    """
+
+    def __init__(self, dsn: str, name: str, timeout: float | timedelta | None) -> None:
+        self.name = name
+        self._timeout = _seconds(timeout)
+        defaults = {**_CLIENT_SIDE, "fallback_application_name": f"pgq-exclusive/{socket.gethostname()}:{os.getpid()}"}
+        given = conninfo_to_dict(dsn)
+        self._dsn = make_conninfo(dsn, **{key: value for key, value in defaults.items() if key not in given})
+        self._deadline = float("inf")
+        self._known = False
+        self._holds = False
+        self._lost = False
+
+    def __bool__(self) -> bool:
+        return self._holds and not self._lost
+
+    @property
+    def lost(self) -> bool:
+        """Whether the connection was lost since."""
+        return self._lost
+
+    def check(self) -> None:
+        """Go on only if one is still exclusive.
+
+        Raises:
+            ExclusiveLost: one is not.
+        """
+        if not self:
+            raise ExclusiveLost(
+                f"no longer exclusive under {self.name!r}" if self._lost else f"not exclusive under {self.name!r}",
+                detail="The connection was lost; another one may have begun." if self._lost else None,
+                hint="Stop what must be done by one at a time, and begin again.",
+            )
+
+    def _begin(self) -> None:
+        self._holds = self._lost = False
+        self._deadline = float("inf") if self._timeout is None else time.monotonic() + self._timeout
+
+    def _pause(self) -> float | None:
+        """How long to wait before the next try, None if the time is over."""
+        rest = self._deadline - time.monotonic()
+        return None if rest <= 0 else min(_RETRY, rest)
+
+    @staticmethod
+    def _settings(server_version: int) -> str:
+        settings = {**_SERVER_SIDE, **({"transaction_timeout": "0"} if server_version >= 170000 else {})}
+        return "SELECT " + ", ".join(f"set_config('{key}', '{value}', true)" for key, value in settings.items())
+
+
+class Exclusive(_Exclusive):
+    """Made by :meth:`Client.exclusive`: true while one is the only one under a name.
+
+    A thread looks after the connection. If it is lost, the object becomes false, ``on_lost`` is called in that thread,
+    and the end of the block raises :class:`ExclusiveLost`, unless it raises something else. So a block that ends
+    without an error was the only one all the time.
+    """
+
+    on_lost: Callable[[], object] | None = None
+
+    def __enter__(self) -> Self:
+        self._begin()
+        self._connection: psycopg.Connection[Any] | None = None
+        try:
+            with translated():
+                self._acquire()
+        except BaseException:
+            self._close()
+            raise
+        if not self._holds:
+            self._close()
+            return self
+        self._waker, self._wake = os.pipe()
+        self._thread = threading.Thread(target=self._watch, name=f"exclusive {self.name[:50]}", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._holds:
+            os.write(self._wake, b".")
+            self._thread.join()
+            os.close(self._wake)
+            os.close(self._waker)
+            self._close()
+            if self._lost and value is None:
+                self.check()
+            self._holds = False
+
+    def _close(self) -> None:
+        """End the transaction; that it can be ended proves that it lasted until now."""
+        if self._connection is not None:
+            try:
+                self._connection.commit()
+            except psycopg.Error:
+                self._lost = self._holds
+            self._connection.close()
+
+    def _acquire(self) -> None:
+        while True:
+            try:
+                if self._connection is None:
+                    self._connection = psycopg.connect(self._dsn, prepare_threshold=None)
+                if _execute(self._connection, _calls.try_exclusive(self.name)):
+                    self._connection.execute(self._settings(self._connection.info.server_version))
+                    self._holds = True
+                    return
+                self._known = True
+                self._connection.rollback()
+            except psycopg.OperationalError:
+                if not self._known or self._pause() is None:
+                    raise
+                if self._connection is not None:
+                    self._connection.close()
+                self._connection = None
+            pause = self._pause()
+            if pause is None:
+                return
+            time.sleep(pause)
+
+    def _watch(self) -> None:
+        connection = self._connection
+        assert connection is not None
+        poll = select.poll()
+        poll.register(connection.fileno(), select.POLLIN)
+        poll.register(self._waker, select.POLLIN)
+        while not any(fd == self._waker for fd, _ in poll.poll(_BEAT * 1000)):
+            try:
+                connection.execute("SELECT 1")
+            except Exception:
+                self._lost = True
+                if self.on_lost is not None:
+                    self.on_lost()
+                return
+
+
+class AsyncExclusive(_Exclusive):
+    """Made by :meth:`AsyncClient.exclusive`: true while one is the only one under a name.
+
+    If the connection is lost, the task that is in the block is cancelled, and the block raises :class:`ExclusiveLost`.
+    """
+
+    async def __aenter__(self) -> Self:
+        self._begin()
+        self._connection: psycopg.AsyncConnection[Any] | None = None
+        try:
+            with translated():
+                await self._acquire()
+        except BaseException:
+            await self._close()
+            raise
+        if not self._holds:
+            await self._close()
+            return self
+        self._cancelled = False
+        self._task = asyncio.current_task()
+        self._watcher = asyncio.create_task(self._watch())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._holds:
+            return
+        self._watcher.cancel()
+        # Also swallows a cancellation that is on its way because the connection was lost.
+        while not self._watcher.done() or self._connection is not None:
+            try:
+                await asyncio.wait([self._watcher])
+                await self._close()
+                self._connection = None
+            except asyncio.CancelledError:
+                if not self._cancelled:
+                    if self._connection is not None:
+                        self._connection.pgconn.finish()
+                    raise
+        ours = self._cancelled and isinstance(value, asyncio.CancelledError)
+        if self._cancelled and self._task is not None and hasattr(self._task, "uncancel"):
+            ours = self._task.uncancel() == 0 and ours  # else somebody else cancels, too
+        if self._lost and (value is None or ours):
+            self.check()
+        self._holds = False
+
+    async def _close(self) -> None:
+        if self._connection is not None:
+            try:
+                await self._connection.commit()
+            except psycopg.Error:
+                self._lost = self._holds
+            await self._connection.close()
+
+    async def _acquire(self) -> None:
+        while True:
+            try:
+                if self._connection is None:
+                    self._connection = await psycopg.AsyncConnection.connect(self._dsn, prepare_threshold=None)
+                if await _async_execute(self._connection, _calls.try_exclusive(self.name)):
+                    await self._connection.execute(self._settings(self._connection.info.server_version))
+                    self._holds = True
+                    return
+                self._known = True
+                await self._connection.rollback()
+            except psycopg.OperationalError:
+                if not self._known or self._pause() is None:
+                    raise
+                if self._connection is not None:
+                    await self._connection.close()
+                self._connection = None
+            pause = self._pause()
+            if pause is None:
+                return
+            await asyncio.sleep(pause)
+
+    async def _watch(self) -> None:
+        connection = self._connection
+        assert connection is not None
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                news = asyncio.Event()
+                loop.add_reader(connection.fileno(), news.set)
+                try:
+                    with suppress(asyncio.TimeoutError):
+                        await asyncio.wait_for(news.wait(), _BEAT)
+                finally:
+                    loop.remove_reader(connection.fileno())
+                await connection.execute("SELECT 1")
+        except Exception:
+            self._lost = True
+            if self._task is not None:
+                self._cancelled = self._task.cancel()

@@ -1,0 +1,112 @@
+"""Waiting for the end of a job."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+import pytest
+
+from pgqueue import AsyncClient, Client
+from tests.python.support import Face, eventually
+
+
+def answer(client: Client, count: int) -> threading.Thread:
+    """Work off so many jobs, each with its payload as the result."""
+
+    def work() -> None:
+        for _ in range(count):
+            eventually(lambda: answer_one(client))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread
+
+
+def answer_one(client: Client) -> bool:
+    jobs = client.claim("q")
+    for job in jobs:
+        client.ack(job.id, job.lease, job.payload)
+    return bool(jobs)
+
+
+def test_the_result_comes_back(face: Face, dsn: str) -> None:
+    with Client(dsn) as worker:
+        for n in range(5):
+            job = face.enqueue("q", {"n": n})
+            thread = answer(worker, 1)
+            state = face.wait(job)
+            assert (state.state, state.result) == ("done", {"n": n})
+            thread.join()
+            assert face.wait(job, 0).result == {"n": n}
+
+
+def test_a_retry_is_waited_for_and_a_dead_job_is_not(face: Face, dsn: str) -> None:
+    job = face.enqueue("q", max_attempts=2)
+
+    def fail() -> None:
+        with Client(dsn) as worker:
+            for n in range(2):
+                eventually(lambda: worker.maintain() and worker.job_status(job).state == "ready")  # type: ignore[union-attr]
+                (claimed,) = worker.claim("q")
+                worker.reject(claimed.id, claimed.lease, f"e{n}")
+
+    thread = threading.Thread(target=fail)
+    thread.start()
+    state = face.wait(job, None)
+    assert (state.state, state.error) == ("dead", "e1")
+    thread.join()
+
+
+@pytest.mark.parametrize("timeout", [0, 0.05, timedelta(milliseconds=50)])
+def test_it_waits_no_longer_than_told(face: Face, timeout: Any) -> None:
+    job = face.enqueue("q")
+    began = time.monotonic()
+    with pytest.raises(TimeoutError, match="ready"):
+        face.wait(job, timeout)
+    assert time.monotonic() - began >= (0.05 if timeout else 0)
+
+
+def test_an_unknown_job_is_none(face: Face) -> None:
+    assert face.wait(2**40) is None
+
+
+def test_an_archived_job_is_found(client: Client, db: psycopg.Connection[Any]) -> None:
+    job = client.enqueue("q", {"n": 1})
+    answer_one(client)
+
+    def retired() -> bool:
+        client.rotate(seal=True)
+        return db.execute("SELECT count(*) FROM pgq.job WHERE id = %s", [job]).fetchone() == (0,)
+
+    eventually(retired)
+    state = client.wait(job)
+    assert state is not None
+    assert (state.state, state.result) == ("done", {"n": 1})
+
+
+def test_many_tasks_wait_at_once(client: Client, dsn: str) -> None:
+    async def main() -> list[Any]:
+        async with AsyncClient(dsn, pool_size=3) as tasks:
+            jobs = await tasks.enqueue_many("q", list(range(50)))
+            states = await asyncio.gather(*(tasks.wait(job) for job in jobs))
+            return [state and state.result for state in states]
+
+    thread = answer(client, 50)
+    assert asyncio.run(main()) == list(range(50))
+    thread.join()
+
+
+def test_a_cancelled_wait_ends(client: Client, dsn: str) -> None:
+    async def main() -> None:
+        async with AsyncClient(dsn) as tasks:
+            job = await tasks.enqueue("q")
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(tasks.wait(job), 0.05)
+            assert (await tasks.stats())[0].ready == 1
+
+    asyncio.run(main())

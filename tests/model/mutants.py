@@ -311,7 +311,13 @@ MUTANTS = [
     ),
     Mutant("purge forgets scheduled jobs", "_clear_queue", "s.lane >> 16 = queue.id", "s.lane < 0", purge),
     Mutant("reject forgets the error", "_fail", "left(u.error, 10000)", "NULL", fail_until_dead),
-    Mutant("redrive forgets one", "redrive", "FROM gone g", "FROM gone g OFFSET 1", redrive),
+    Mutant(
+        "redrive forgets one",
+        "_redrive",
+        "FROM gone g WHERE per_second IS NULL",
+        "FROM gone g WHERE per_second IS NULL OFFSET 1",
+        redrive,
+    ),
     Mutant(
         "a claim takes its own jobs",
         "claim",

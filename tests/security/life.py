@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
 from tests.conftest import Clock
 from tests.sql.support import Connection, call, claim, ids, leases, refused, rows
-
-RESERVED: dict[str, tuple[object, ...]] = {
-    "snooze": (1, 16, "1 minute"),
-    "cancel": (1,),
-    "schedule": ("s", "* * * * *", "q"),
-    "unschedule": ("s",),
-    "try_exclusive": ("s",),
-}
 
 # No operator and no function: this is looked up in the session's own search_path.
 ARCHIVED = "SELECT id, lease, kind, attempt, priority, worker, payload, headers, result, error FROM pgq.archive"
@@ -60,8 +54,52 @@ def live(db: Connection, clock: Clock) -> list[object]:
     archived = sorted(row for row in db.execute(ARCHIVED).fetchall() if row[0] >= made[0])
     seen.append([(id - made[0], *what) for id, lease, *what in archived])
     seen.append(call(db, "version"))
+    with refused("0A000"):
+        call(db, "enqueue", "q", group_key="g")
+    seen += _extras(db, clock)
     call(db, "drop_queue", "q", force=True)
-    for function, arguments in RESERVED.items():
-        with refused("0A000"):
-            call(db, function, *arguments)
+    return seen
+
+
+def _extras(db: Connection, clock: Clock) -> list[object]:
+    """What a plain job does not need."""
+    seen: list[object] = []
+    call(db, "set_unique", "q", on_repeat="replace")
+    for payload in ({"n": 1}, {"n": 2}):
+        seen += db.execute(
+            "SELECT inserted FROM pgq.enqueue_unique('q', %s, unique_key => 'k')", [json.dumps(payload)]
+        ).fetchall()
+    unique_many = "SELECT inserted FROM pgq.enqueue_unique_many('q', '{1,2,3}', '{k,l,NULL}')"
+    seen += db.execute(unique_many).fetchall()
+    waiting, *others = sorted(ids(claim(db, 10)))
+    call(db, "purge", "q")
+    made = rows(db, "enqueue_many", "q", ["1", "2", "3", "4", "5"], task="t")
+    seen.append(call(db, "reschedule", made[0], "2100-01-01"))
+    seen.append(call(db, "set_priority", made[0], 5))
+    seen.append(call(db, "cancel", made[0]))
+    seen.append(call(db, "cancel", waiting))
+    first, second, third, last = claim(db, 4)
+    seen.append(rows(db, "cancel_requested", [first.lease]))
+    call(db, "snooze", first.id, first.lease, "1 hour")
+    seen.append(len(rows(db, "snooze_many", [second.id], [second.lease], "1 hour")))
+    seen.append(call(db, "cancel_many", "q"))
+    seen.append(call(db, "progress", third.id, third.lease, {"done": 1}))
+    seen.append(call(db, "job_progress", third.id))
+    for job in (third, last):
+        call(db, "reject", job.id, job.lease, "broken", retry=False)
+    letters = db.execute("SELECT * FROM pgq.dead_letters('q', error => 'rok', before => 'infinity')").fetchall()
+    seen.append([row[1:7] for row in letters])
+    seen.append(len(rows(db, "attempts", third.id)))
+    seen.append(call(db, "redrive_where", "q", task="t", n=1, per_second=2))
+    seen.append(call(db, "discard", "q", [last.id]))
+    seen.append(call(db, "discard_where", "q", error="broken", since="-infinity"))
+    seen.append(call(db, "purge_state", "q", "scheduled"))
+    call(db, "schedule", "s", "*/5 * * * *", "q", {"a": 1}, timezone="Europe/Berlin")
+    seen.append(rows(db, "next_runs", "0 0 1 1 *", "UTC", 2, "2030-06-01"))
+    clock.advance(600)
+    seen.append(call(db, "maintain")["fired"])
+    call(db, "unschedule", "s")
+    seen.append(call(db, "try_exclusive", "name"))
+    seen.append(len(rows(db, "exclusive_holder", "name")))
+    seen.append(len(others))
     return seen

@@ -67,6 +67,7 @@ def test_every_function_that_does_something_was_called(
         column(db, "SELECT funcname FROM pg_stat_user_functions WHERE schemaname = 'pgq' AND funcname !~ '^_'")
     )
     public = column(db, "SELECT proname FROM pg_proc WHERE pronamespace = 'pgq'::regnamespace AND proname !~ '^_'")
-    reserved = {"snooze", "cancel", "schedule", "unschedule", "try_exclusive"}
+    # Triggers and procedures are tried in tests/sql/test_outbox.py and test_work.py; the others are the owner's.
+    elsewhere = {"enqueue_row", "enqueue_rows", "work", "wait", "set_validator"}
     grants = {"grant_producer", "grant_consumer", "grant_admin"}
-    assert set(public) - reserved - grants - {"version"} <= called
+    assert set(public) - elsewhere - grants - {"version"} <= called

@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import PLAIN_SQL, Clock
 from tests.security.conftest import MakeRole
 from tests.security.life import live
-from tests.sql.support import Connect, Connection, call, column, one, refused
+from tests.sql.support import Connect, Connection, call, column, one, refused, retire_all
 
 # Everything that can have an access control list, with the default one where none was set. A row type counts, too: who
 # may use it can make a table with a column of it, and then ours can neither be dropped nor have its columns changed.
@@ -86,8 +86,7 @@ def test_a_producer_cannot_keep_the_archive_from_being_dropped(
                 continue
     clock.advance(10 * 86400)
     call(lived, "create_queue", "q")
-    for _ in range(3):
-        call(lived, "maintain")
+    retire_all(lived)
     call(lived, "enqueue", "q")
     assert call(lived, "rotate", seal=True)["opened"] is not None
 
@@ -96,6 +95,7 @@ def test_maintenance_goes_on_if_something_depends_on_a_partition(lived: Connecti
     """Not only by malice: a view of the owner's is enough."""
     partition = one(lived, "SELECT min(relname) FROM pg_class WHERE relname ~ '^archive_' AND relkind = 'r'")
     lived.execute(f"CREATE VIEW report AS SELECT * FROM pgq.{partition}")
+    retire_all(lived)
     clock.advance(10 * 86400)
     call(lived, "create_queue", "q")
     call(lived, "enqueue", "q")
@@ -104,6 +104,7 @@ def test_maintenance_goes_on_if_something_depends_on_a_partition(lived: Connecti
     call(lived, "maintain")
     assert one(lived, "SELECT to_regclass(%s)", f"pgq.{partition}") is not None
     lived.execute("DROP VIEW report")
+    retire_all(lived)
     clock.advance(120)
     call(lived, "maintain")
     assert one(lived, "SELECT to_regclass(%s)", f"pgq.{partition}") is None

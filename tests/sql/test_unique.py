@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
@@ -531,43 +530,3 @@ def test_keys_need_read_committed(db: Connection, isolation: str) -> None:
         db.execute(f"SET TRANSACTION ISOLATION LEVEL {isolation}")
         with refused("PQ003"):
             unique(db)
-
-
-@pytest.fixture
-def shared(db: Connection) -> Iterator[Connection]:
-    enqueue(db)
-    yield db
-    assert keys(db) == 0
-
-
-@pytest.mark.parametrize(
-    ("sqlstate", "call"),
-    [
-        ("22004", "enqueue_unique('q')"),
-        ("22023", "enqueue_unique('q', unique_key => '')"),
-        ("22023", "enqueue_unique('q', unique_key => repeat('x', 1001))"),
-        ("22023", "enqueue_unique('q', unique_key => 'k', unique_until => 'sunrise')"),
-        ("22023", "enqueue_unique('q', unique_key => 'k', unique_for => '0')"),
-        ("22023", "enqueue_unique('q', unique_key => 'k', unique_for => 'infinity'::text::interval)"),
-        ("22023", "enqueue_unique('q', unique_key => 'k', unique_for => '1 day', unique_until => 'claimed')"),
-        ("22023", "enqueue_unique('q', unique_key => 'k', on_repeat => 'shout')"),
-        ("22023", "enqueue_unique('q', unique_key => 'k', on_repeat => 'debounce')"),
-        ("22004", "enqueue_unique('q', NULL, unique_key => 'k')"),
-        ("PQ002", "enqueue_unique('nowhere', unique_key => 'k')"),
-        ("PQ002", "enqueue('nowhere', unique_key => 'k')"),
-        ("0A000", "enqueue_unique('q', unique_key => 'k', group_key => 'g')"),
-        ("22004", "enqueue_unique_many('q', NULL, '{}')"),
-        ("22004", "enqueue_unique_many('q', '{}', NULL)"),
-        ("22023", "enqueue_unique_many('q', '{1,2}', '{k}')"),
-        ("22023", "enqueue_unique_many('q', '{1}', '{k}', priority => 101)"),
-        ("22023", "set_unique('q', 'never')"),
-        ("22004", "set_unique('q', NULL)"),
-        ("22004", "set_unique('q', on_repeat => NULL)"),
-        ("PQ002", "set_unique('nowhere')"),
-    ],
-)
-def test_bad_arguments_are_refused(shared: Connection, sqlstate: str, call: str) -> None:
-    if "infinity" in call and shared.info.server_version < 170000:
-        sqlstate = "22007"  # there are no infinite intervals
-    with refused(sqlstate):
-        shared.execute(f"SELECT * FROM pgq.{call}")

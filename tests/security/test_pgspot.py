@@ -28,7 +28,7 @@ INTERNAL = re.compile(
 PINNED = " SET search_path = pg_catalog, pg_temp\n"
 # Without a SET it is folded into the query, and it calls nothing.
 UNPINNED = ["pgq.version()"]
-# A procedure that commits cannot have a SET. These are run under shadowing operators instead, in tests/sql/test_work.py.
+# A procedure that commits cannot have a SET; tests/sql/test_work.py runs it under shadowing operators.
 UNPINNED += [
     "pgq._outside_of_a_transaction_block()",
     "pgq.work(queue text,handler text,batch integer,idle interval,for_time interval,lease_for interval,worker text,"

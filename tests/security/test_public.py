@@ -104,9 +104,9 @@ def test_maintenance_goes_on_if_something_depends_on_a_partition(lived: Connecti
     call(lived, "maintain")
     assert one(lived, "SELECT to_regclass(%s)", f"pgq.{partition}") is not None
     lived.execute("DROP VIEW report")
-    retire_all(lived)
     clock.advance(120)
-    call(lived, "maintain")
+    for _ in range(5):  # a turn that truncates does nothing else
+        call(lived, "maintain")
     assert one(lived, "SELECT to_regclass(%s)", f"pgq.{partition}") is None
 
 

@@ -912,7 +912,7 @@ def schedule(
 ) -> Call[None]:
     """Enqueue a job whenever a cron line says so, or change what was scheduled under this name.
 
-    A program may call it whenever it starts: nothing is written if nothing has changed.
+    A program may call it whenever it starts: the same line in the same time zone keeps its next run.
 
     Args:
         name: of the schedule, 1 to 128 characters.

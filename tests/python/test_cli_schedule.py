@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 import click
@@ -62,12 +63,20 @@ def test_the_table_has_room_for_an_error(
         assert text not in output
 
 
-def test_next_runs_of_a_line(run: Run, client: Client) -> None:
+def test_next_runs_of_a_line_by_the_clock_that_was_asked_for(run: Run, client: Client) -> None:
     lines = run("next-runs", "30 2 * * *").output.splitlines()
     assert len(lines) == 5
-    assert lines == sorted(lines)
-    (one,) = json.loads(run("next-runs", "0 0 1 1 *", "--timezone", "Asia/Kolkata", "-n", "1", "--json").output)
-    assert one == client.next_runs("0 0 1 1 *", "Asia/Kolkata", 1)[0].isoformat(" ")
+    assert all(line.endswith(" 02:30:00+00:00") for line in lines)
+    (one,) = json.loads(run("next-runs", "0 0 1 1 *", "--timezone", "asia/kolkata", "-n", "1", "--json").output)
+    assert one.endswith("-01-01 00:00:00+05:30")
+    assert datetime.fromisoformat(one) == client.next_runs("0 0 1 1 *", "Asia/Kolkata", 1)[0]
+
+
+@pytest.mark.parametrize("zone", ["CET", "Mars/Olympus"])
+def test_a_bad_time_zone_is_refused(run: Run, client: Client, zone: str) -> None:
+    result = run("next-runs", "@daily", "--timezone", zone)
+    assert result.exit_code == 1
+    assert zone in result.stderr
 
 
 def test_a_bad_line_is_explained(run: Run, client: Client) -> None:

@@ -359,9 +359,13 @@ class _Schedule(NamedTuple):
 @click.option("-n", "n", type=int, help="How many runs; 5 if left out.")
 @_json_option
 @_database
-def next_runs(client: Client, cron: str, as_json: bool, **options: Any) -> None:
+def next_runs(client: Client, cron: str, timezone: str | None, n: int | None, as_json: bool) -> None:
     """Show when a schedule with the line CRON would run, as in '30 2 * * mon-fri'."""
-    runs = [run.isoformat(" ") for run in client.next_runs(cron, **options)]
+    connection = _connection(client)
+    with connection.transaction():
+        # Times come in the session's time zone, and are to be read by the clock that was asked for.
+        connection.execute("SELECT set_config('TimeZone', %s, true)", [timezone or "UTC"])
+        runs = [run.isoformat(" ") for run in client.next_runs(cron, timezone, n)]
     click.echo(json.dumps(runs, indent=2) if as_json else "\n".join(runs))
 
 

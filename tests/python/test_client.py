@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import uuid
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import psycopg
@@ -195,14 +195,52 @@ def test_roles_get_rights(face: Face, db: psycopg.Connection[Any]) -> None:
 
 
 def test_what_is_reserved_says_so(face: Face) -> None:
-    job = face.enqueue("q")
+    for method, arguments in (
+        (face.enqueue, {"group_key": "g"}),
+        (face.enqueue_unique, {"group_key": "g", "unique_key": "k"}),
+    ):
+        with pytest.raises(FeatureNotSupported):
+            method("q", **arguments)
     with pytest.raises(FeatureNotSupported):
-        face.cancel(job)
-    (claimed,) = face.claim("q")
-    with pytest.raises(FeatureNotSupported):
-        face.snooze(job, claimed.lease, 5)
-    with pytest.raises(FeatureNotSupported):
-        face.enqueue("q", unique_key="x")
+        face.enqueue_many("q", [{}], group_keys=["g"])
+
+
+def test_a_schedule_is_made_changed_and_ended(face: Face, db: psycopg.Connection[Any]) -> None:
+    face.schedule(
+        "nightly", "30 2 * * *", "q", {"kind": "daily"}, task="report", timezone="Europe/Berlin", catch_up="all"
+    )
+    columns = "cron, queue, payload, task, timezone, catch_up"
+    found = f"SELECT {columns} FROM pgq.schedule WHERE name = 'nightly'"
+    assert db.execute(found).fetchone() == ("30 2 * * *", "q", {"kind": "daily"}, "report", "Europe/Berlin", "all")
+    face.schedule("nightly", "@daily", "q")
+    assert db.execute(found).fetchone() == ("@daily", "q", {}, None, "UTC", "one")
+    face.unschedule("nightly")
+    assert db.execute(found).fetchone() is None
+    with pytest.raises(psycopg.errors.UndefinedObject):
+        face.unschedule("nightly")
+
+
+def test_a_schedule_that_cannot_be_is_refused(face: Face) -> None:
+    with pytest.raises(QueueNotFound):
+        face.schedule("s", "@daily", "missing")
+    with pytest.raises(InvalidArgument) as caught:
+        face.schedule("s", "0 25 * * *", "q")
+    assert caught.value.detail == 'Field 2 (hour), character 3: "25" is not 0 to 23.'
+    with pytest.raises(InvalidArgument):
+        face.schedule("s", "@daily", "q", timezone="CET")
+    with pytest.raises(InvalidArgument):
+        face.schedule("s", "@daily", "q", catch_up="two")
+
+
+def test_next_runs_are_those_of_the_line(face: Face) -> None:
+    after = datetime(2026, 3, 28, 12, tzinfo=timezone.utc)
+    runs = face.next_runs("30 2 * * *", "Europe/Berlin", 2, after)
+    assert runs == [datetime(2026, 3, 29, 1, tzinfo=timezone.utc), datetime(2026, 3, 30, 0, 30, tzinfo=timezone.utc)]
+    assert len(face.next_runs("@hourly")) == 5
+    (run,) = face.next_runs("@hourly", n=1)
+    assert run > datetime.now(timezone.utc) - timedelta(minutes=1)
+    with pytest.raises(InvalidArgument):
+        face.next_runs("@hourly", n=0)
 
 
 def test_arguments_out_of_range_are_refused(face: Face) -> None:
@@ -316,8 +354,12 @@ def test_works_without_prepared_statements(dsn: str, client: Client) -> None:
 
 
 def test_every_sql_function_has_a_method_with_the_same_arguments(db: psycopg.Connection[Any]) -> None:
-    for_workers = {"watch", "unwatch"}
-    later = {"schedule", "unschedule", "try_exclusive"}
+    exceptions = {
+        "watch",  # only for workers
+        "unwatch",
+        "wait",  # a procedure; the clients wait by themselves, and hold no snapshot meanwhile
+        "work",  # a procedure for sessions that are workers without Python
+    }
     functions = db.execute(
         """
         SELECT proname, coalesce(proargnames[1:pronargs], '{}') FROM pg_proc
@@ -326,7 +368,7 @@ def test_every_sql_function_has_a_method_with_the_same_arguments(db: psycopg.Con
     ).fetchall()
     assert len(functions) > 25
     for name, arguments in functions:
-        if name in for_workers | later:
+        if name in exceptions:
             continue
         for cls in (Client, AsyncClient):
             parameters = list(inspect.signature(getattr(cls, name)).parameters)

@@ -93,7 +93,7 @@ class JobAttempt(NamedTuple):
     """One attempt of a job; of one that only the job's history knows of, ``lease`` and ``started_at`` are None."""
 
     attempt: int
-    state: Literal["running", "done", "retry", "dead", "expired", "released", "cancelled"]
+    state: Literal["running", "done", "retry", "dead", "expired", "released", "snoozed", "cancelled"]
     lease: int | None
     worker: str | None
     started_at: datetime | None
@@ -281,11 +281,14 @@ _BOOLEAN = ("boolean", _same)
 
 # For each argument its type and encoder. A number sent without a cast would be smallint, int or bigint by its size.
 _ARGUMENTS: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "after": ("timestamptz", _same),
     "after_id": ("bigint", _same),
     "backoff": _DURATION,
     "backoff_max": _DURATION,
     "batch": _INT,
     "before": ("timestamptz", _same),
+    "catch_up": _TEXT,
+    "cron": _TEXT,
     "delay": _DURATION,
     "error": _TEXT,
     "errors": _TEXTS,
@@ -323,6 +326,7 @@ _ARGUMENTS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "since": ("timestamptz", _same),
     "state": _TEXT,
     "task": _TEXT,
+    "timezone": _TEXT,
     "unique_for": _DURATION,
     "unique_key": _TEXT,
     "unique_keys": _TEXTS,
@@ -611,7 +615,7 @@ def reject(
         retry: False makes it a dead letter at once.
 
     Returns:
-        ``'retry'`` or ``'dead'``.
+        ``'retry'``, ``'dead'``, or ``'cancelled'`` if it had been asked to stop.
 
     Raises:
         LeaseLost: the job is no longer yours, and nothing was changed.
@@ -890,6 +894,88 @@ def job_progress(id: int, *, connection: AnyConnection | None = None) -> Call[Js
         {'done': 3, 'of': 4}
     """
     return _call(job_progress, locals(), _value)
+
+
+# Recurring jobs
+
+
+def schedule(
+    name: str,
+    cron: str,
+    queue: str,
+    payload: Json = EMPTY,
+    *,
+    task: str | None = None,
+    timezone: str | None = None,
+    catch_up: Literal["skip", "one", "all"] | None = None,
+    connection: AnyConnection | None = None,
+) -> Call[None]:
+    """Enqueue a job whenever a cron line says so, or change what was scheduled under this name.
+
+    A program may call it whenever it starts: the same line in the same time zone keeps its next run.
+
+    Args:
+        name: of the schedule, 1 to 128 characters.
+        cron: minute, hour, day of month, month, day of week, or a second before them, or ``@daily`` and the like.
+        queue: an existing queue.
+        payload: any JSON value, ``{}`` if left out.
+        task: name of the handler that shall run it.
+        timezone: by whose clock, a full name such as ``'Europe/Berlin'``; UTC if left out.
+        catch_up: after a time in which nobody maintained the queues: leave out what was missed, enqueue one job for
+            all of it, or a job for each run; ``'one'`` if left out.
+
+    Raises:
+        QueueNotFound: there is no such queue.
+        InvalidArgument: an argument is out of range; the detail says where the line is wrong.
+
+    Example:
+        >>> client.schedule("nightly", "30 2 * * *", "reports", {"kind": "daily"}, timezone="Europe/Berlin")
+    """
+    return _call(schedule, locals(), _nothing)
+
+
+def unschedule(name: str, *, connection: AnyConnection | None = None) -> Call[None]:
+    """End what :meth:`schedule` began. Jobs that are in the queue already stay.
+
+    Args:
+        name: of the schedule.
+
+    Raises:
+        psycopg.errors.UndefinedObject: there is no such schedule.
+
+    Example:
+        >>> client.unschedule("nightly")
+    """
+    return _call(unschedule, locals(), _nothing)
+
+
+def next_runs(
+    cron: str,
+    timezone: str | None = None,
+    n: int | None = None,
+    after: datetime | None = None,
+    *,
+    connection: AnyConnection | None = None,
+) -> Call[list[datetime]]:
+    """Try a cron line: when a schedule with it would run.
+
+    Args:
+        cron: the line, as in :meth:`schedule`.
+        timezone: by whose clock; UTC if left out.
+        n: how many runs, 1 to 1000; 5 if left out.
+        after: the runs after this time; now if left out.
+
+    Returns:
+        The times of the next runs.
+
+    Raises:
+        InvalidArgument: an argument is out of range; the detail says where the line is wrong.
+
+    Example:
+        >>> client.next_runs("@yearly", n=1)
+        [datetime.datetime(2030, 1, 1, 0, 0, tzinfo=datetime.timezone.utc)]
+    """
+    return _call(next_runs, locals(), _values)
 
 
 # One node at a time

@@ -321,6 +321,54 @@ def _line(text: str | None) -> str | None:
     return text.partition("\n")[0][:200] if text else None
 
 
+@main.group()
+def schedule() -> None:
+    """Look at recurring jobs."""
+
+
+@schedule.command("list")
+@_json_option
+@_database
+def schedule_list(client: Client, as_json: bool) -> None:
+    """List the schedules, by name."""
+    found = _connection(client).execute(f"SELECT {', '.join(_Schedule._fields)} FROM pgq.schedule ORDER BY name")
+    rows = [_Schedule._make(row) for row in found]
+    if not as_json:
+        rows = [
+            row._replace(next_at=_seconds(row.next_at), last_at=_seconds(row.last_at), error=_line(row.error))
+            for row in rows
+        ]
+    _show(rows, as_json, title="schedules")
+
+
+class _Schedule(NamedTuple):
+    """What the table pgq.schedule says about a recurring job."""
+
+    name: str
+    cron: str
+    timezone: str
+    queue: str
+    next_at: Any
+    last_at: Any
+    error: str | None
+
+
+@main.command()
+@click.argument("cron")
+@click.option("--timezone", help="By whose clock, as in 'Europe/Berlin'; UTC if left out.")
+@click.option("-n", "n", type=int, help="How many runs; 5 if left out.")
+@_json_option
+@_database
+def next_runs(client: Client, cron: str, timezone: str | None, n: int | None, as_json: bool) -> None:
+    """Show when a schedule with the line CRON would run, as in '30 2 * * mon-fri'."""
+    connection = _connection(client)
+    with connection.transaction():
+        # Times come in the session's time zone, and are to be read by the clock that was asked for.
+        connection.execute("SELECT set_config('TimeZone', %s, true)", [timezone or "UTC"])
+        runs = [run.isoformat(" ") for run in client.next_runs(cron, timezone, n)]
+    click.echo(json.dumps(runs, indent=2) if as_json else "\n".join(runs))
+
+
 @main.command(context_settings={"ignore_unknown_options": True})
 @click.argument("name")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)

@@ -3,7 +3,7 @@
 -- A map of the house. Read the rooms in order; each stands on those before it.
 --
 --   10_tables    Where everything is kept. A job is a row in pgq.job, a claim of jobs a row in pgq.lease, the end of
---                an attempt a row in pgq.outcome. None of the three is ever updated or deleted. They live in a ring of
+--                an attempt a row in pgq.outcome. On its way nothing is updated or deleted. The three live in a ring of
 --                sixteen segments; a segment is filled, sealed, worked off, archived and then truncated as a whole.
 --                So there are no dead rows, and a long transaction elsewhere cannot slow the queue down.
 --   20_internal  The clock, the locks, the ring, and how an attempt is looked up. Names begin with an underscore.

@@ -140,7 +140,8 @@ CREATE TABLE pgq.job (
     headers jsonb,
     history jsonb
 ) PARTITION BY LIST (slot);
-COMMENT ON TABLE pgq.job IS 'One row per attempt that may be claimed. Truncated by segment, never deleted, and never updated but to take a job back';
+COMMENT ON TABLE pgq.job IS 'One row per attempt that may be claimed. Truncated by segment, never deleted; updated only to take a job '
+    'back, or by who enqueues its unique key again';
 COMMENT ON COLUMN pgq.job.lane IS 'Lane: queue, priority and shard';
 COMMENT ON COLUMN pgq.job.xid IS 'Transaction that inserted the row';
 COMMENT ON COLUMN pgq.job.id IS 'Job id, the same for all attempts';

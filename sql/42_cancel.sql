@@ -4,8 +4,8 @@
 -- A ready job lies in the range of its lane that claims will come by. To take it back is to take its row out of this
 -- range: the row goes to its lane | 128, where nobody claims from, and gets there what each attempt has, a lease and an
 -- outcome. So claims know nothing of this, nothing has to be looked up when they get there, and what is counted in a
--- segment, its rows and its outcomes, goes on to agree. It is the one UPDATE of a job's row; the version that it leaves
--- behind dies with the segment.
+-- segment, its rows and its outcomes, goes on to agree. Next to a repeat that replaces (32_unique) it is the only
+-- UPDATE of a job's row; the version that it leaves behind dies with the segment.
 --
 -- Locks: the lane, as a claim does, until the end of the transaction; under it a job is either handed out or not. The
 -- segment is held as by an INSERT, so it cannot be closed, which is when its jobs are counted. Once it is sealed the

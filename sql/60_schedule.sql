@@ -372,7 +372,7 @@ COMMENT ON FUNCTION pgq.next_runs(text, text, int, timestamptz) IS
 
 -- Schedules -----------------------------------------------------------------------------------------------------------
 
--- Programs call it whenever they start, so it writes only if there is something to change.
+-- Programs call it whenever they start, so it leaves the next tick alone unless there is something to change.
 CREATE FUNCTION pgq.schedule(
     name text,
     cron text,

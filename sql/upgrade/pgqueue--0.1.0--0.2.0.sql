@@ -1,10 +1,10 @@
 -- From 0.1.0 to 0.2.0: what is new and what has changed.
 --
 -- Who was granted something keeps it, and gets nothing new: call pgq.grant_producer, pgq.grant_consumer and
--- pgq.grant_admin once more for the roles that shall use the new functions. Workers of the Python package 0.2.0 need it.
+-- pgq.grant_admin once more for the roles that shall use it. Workers of the Python package 0.2.0 must.
 --
--- pgq.queue is locked first, as it is by whoever uses pgq.dead: the other way round they would wait for each other. So all
--- wait while the two indexes on pgq.dead are built; with millions of dead letters, throw some away before.
+-- pgq.queue is locked first, as it is by whoever uses pgq.dead: the other way round they would wait for each other. So
+-- all wait while the two indexes on pgq.dead are built; with millions of dead letters, throw some away before.
 
 -- Tables and types ----------------------------------------------------------------------------------------------------
 
@@ -3431,11 +3431,13 @@ REVOKE ALL ON FUNCTION
     pgq._check_unique(text, interval, text), pgq.set_unique(text, text, interval, text), pgq._lives(bigint, boolean),
     pgq._holds(pgq.unique_key), pgq._take_key(pgq.unique_key), pgq._drop_keys(bigint[]), pgq._tidy_keys(),
     pgq._repeat(bigint, jsonb, text, jsonb, timestamptz),
-    pgq.enqueue_unique_many(text, jsonb[], text[], text, int, timestamptz, interval, int, text[], jsonb, text, interval, text),
-    pgq.enqueue_unique(text, jsonb, text, int, timestamptz, interval, int, text, text, jsonb, text, interval, text),
-    pgq._validate(pgq.queue, jsonb[], text), pgq.set_validator(text, regprocedure), pgq._is_plain(oid),
-    pgq._safe_columns(oid), pgq._change(oid, text, jsonb, jsonb), pgq._keep(jsonb, text[]), pgq._refuse_trigger(text),
-    pgq.enqueue_row(), pgq.enqueue_rows(), pgq._given_back(bigint[], bigint[], pgq.outcome_kind),
+    pgq.enqueue_unique_many(text, jsonb[], text[], text, int,
+        timestamptz, interval, int, text[], jsonb, text, interval, text),
+    pgq.enqueue_unique(text, jsonb, text, int,
+        timestamptz, interval, int, text, text, jsonb, text, interval, text), pgq._validate(pgq.queue, jsonb[], text),
+    pgq.set_validator(text, regprocedure), pgq._is_plain(oid), pgq._safe_columns(oid),
+    pgq._change(oid, text, jsonb, jsonb), pgq._keep(jsonb, text[]), pgq._refuse_trigger(text), pgq.enqueue_row(),
+    pgq.enqueue_rows(), pgq._given_back(bigint[], bigint[], pgq.outcome_kind),
     pgq.snooze_many(bigint[], bigint[], interval), pgq._filled(), pgq._lock_lane(int, bigint),
     pgq._withdraw_job(bigint, pgq.outcome_kind), pgq._cancel_scheduled(bigint[]), pgq._cancel(bigint),
     pgq.cancel_many(text, text, boolean), pgq.cancel_requested(bigint[]), pgq._pursue(),

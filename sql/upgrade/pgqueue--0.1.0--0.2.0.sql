@@ -1,7 +1,7 @@
 -- From 0.1.0 to 0.2.0: what is new and what has changed.
 --
 -- Who was granted something keeps it, and gets nothing new: call pgq.grant_producer, pgq.grant_consumer and
--- pgq.grant_admin once more for the roles that shall use it. Workers of the Python package 0.2.0 must.
+-- pgq.grant_admin once more for the roles that shall use it, and before workers of the Python package 0.2.0 start.
 --
 -- pgq.queue is locked first, as it is by whoever uses pgq.dead: the other way round they would wait for each other. So
 -- all wait while the two indexes on pgq.dead are built; with millions of dead letters, throw some away before.

@@ -542,7 +542,7 @@ COMMENT ON COLUMN pgq.queue_stats.oldest_ready IS 'Age of the oldest job that ca
 
 CREATE FUNCTION pgq.version() RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
-AS $$ SELECT '0.1.0'::pg_catalog.text $$;
+AS $$ SELECT '0.2.0'::pg_catalog.text $$;
 COMMENT ON FUNCTION pgq.version() IS 'Version of pgqueue that is installed';
 
 -- The doctor ----------------------------------------------------------------------------------------------------------

@@ -72,7 +72,7 @@ def uninstall(db: Connection) -> None:
 
 def test_it_installs_and_tells_its_version(db: Connection, dsn: str, install: Install) -> None:
     install(dsn)
-    assert db.execute("SELECT pgq.version()").fetchone() == ("0.1.0",)
+    assert db.execute("SELECT pgq.version()").fetchone() == ("0.2.0",)
 
 
 def test_installing_twice_is_an_error_and_changes_nothing(db: Connection, dsn: str, install: Install) -> None:
@@ -219,6 +219,10 @@ def test_make_install_and_uninstall(tmp_path: Path) -> None:
     pg_config.chmod(0o755)
     extension = tmp_path / "root/usr/share/postgresql/extension"
     make("install", f"PG_CONFIG={pg_config}", f"DESTDIR={tmp_path}/root")
-    assert sorted(path.name for path in extension.iterdir()) == ["pgqueue--0.1.0.sql", "pgqueue.control"]
+    assert sorted(path.name for path in extension.iterdir()) == [
+        "pgqueue--0.1.0--0.2.0.sql",
+        "pgqueue--0.2.0.sql",
+        "pgqueue.control",
+    ]
     make("uninstall", f"PG_CONFIG={pg_config}", f"DESTDIR={tmp_path}/root")
     assert list(extension.iterdir()) == []

@@ -181,7 +181,7 @@ def test_looking_after_it(face: Face) -> None:
     assert (stat.queue, stat.paused, stat.ready, stat.dead) == ("q", False, 1, 0)
     assert stat.oldest_ready >= timedelta(0)
     assert isinstance(face.doctor(), list)
-    assert face.version() == "0.1.0"
+    assert face.version() == "0.2.0"
 
 
 def test_roles_get_rights(face: Face, db: psycopg.Connection[Any]) -> None:

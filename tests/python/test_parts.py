@@ -213,10 +213,10 @@ def test_a_link_comes_back(dsn: str, db: psycopg.Connection[Any]) -> None:
 
     async def main() -> None:
         link = Link(dsn, "test")
-        assert await link.call(version()) == "0.1.0"
+        assert await link.call(version()) == "0.2.0"
         assert not link.pooled
         db.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'pgq-worker/test'")
-        assert await link.insist(version(), asyncio.sleep) == "0.1.0"
+        assert await link.insist(version(), asyncio.sleep) == "0.2.0"
         assert not link.failing
         await link.close()
 

@@ -107,8 +107,8 @@ CHANGES = [
         edits=(
             Edit(
                 TABLES,
-                "    created_at timestamptz NOT NULL,\n    CONSTRAINT queue_id_pkey",
-                "    created_at timestamptz NOT NULL,\n    colour text NOT NULL DEFAULT 'red',\n"
+                "    on_repeat text NOT NULL DEFAULT 'keep',\n    CONSTRAINT queue_id_pkey",
+                "    on_repeat text NOT NULL DEFAULT 'keep',\n    colour text NOT NULL DEFAULT 'red',\n"
                 "    shape text NOT NULL DEFAULT '',\n    CONSTRAINT queue_id_pkey",
             ),
         ),
@@ -185,7 +185,7 @@ CHANGES = [
         "a storage parameter",
         "table pgq.segment: reloptions",
         "ALTER TABLE pgq.segment SET (fillfactor = 40);",
-        edits=(Edit(TABLES, ") WITH (fillfactor = 50);", ") WITH (fillfactor = 40);"),),
+        edits=(Edit(TABLES, "    )\n) WITH (fillfactor = 50);", "    )\n) WITH (fillfactor = 40);"),),
     ),
     added(
         TABLES,

@@ -29,7 +29,7 @@ _COLUMNS = """
     SELECT c.oid::regclass::text,
         array_agg(format('%s %s', a.attname, format_type(a.atttypid, a.atttypmod)) ORDER BY a.attnum)
     FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-    WHERE c.oid = ANY ('{pgq.queue_stats,pgq.archive}'::regclass[])
+    WHERE c.oid IN (to_regclass('pgq.queue_stats'), to_regclass('pgq.archive'), to_regclass('pgq.schedule'))
         OR c.reltype IN (
             SELECT p.prorettype FROM pg_proc p WHERE p.pronamespace = 'pgq'::regnamespace AND p.proname !~ '^_'
         )
@@ -49,17 +49,18 @@ _ERRORS = """
 
 @dataclass(frozen=True)
 class Function:
-    """How a function may be called; the last so many arguments may be left out."""
+    """How a function may be called; the last so many arguments may be left out. A procedure has no result."""
 
     name: str
     arguments: tuple[str, ...]
     optional: int
-    result: str
+    result: str | None
 
     def __str__(self) -> str:
         first = len(self.arguments) - self.optional
         shown = [a if n < first else f"{a} = …" for n, a in enumerate(self.arguments)]
-        return f"function pgq.{self.name}({', '.join(shown)}) returns {self.result}"
+        kind, returns = ("function", f" returns {self.result}") if self.result else ("procedure", "")
+        return f"{kind} pgq.{self.name}({', '.join(shown)}){returns}"
 
     def takes_calls_of(self, old: Function) -> bool:
         """Whether every call of the old function is one of this."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from pgqueue import App, Client, Worker
 from pgqueue import Job as RunningJob
@@ -23,6 +24,7 @@ from tests.sql.support import (
     leases,
     listen,
     one,
+    refused,
     retire_all,
     rotate,
     rows,
@@ -65,6 +67,9 @@ class Live:
     Args:
         made: the ids of the jobs by what became of them.
         held: jobs under a lease that is still good.
+        cancelled: the ids of jobs that were taken back.
+        stopping: a running job that is asked to stop; none if the old version knows no such thing.
+        due: how many jobs become ready in two hours.
         waiting: a session that waits for jobs of queue "waiting".
         states: what pgq.job_status says of each job.
     """
@@ -72,11 +77,14 @@ class Live:
     waiting: Connection
     made: dict[str, list[int]] = field(default_factory=dict)
     held: list[Job] = field(default_factory=list)
+    cancelled: list[int] = field(default_factory=list)
+    stopping: Job | None = None
+    due: int = 5
     states: dict[int, str] = field(default_factory=dict)
 
     @property
     def ids(self) -> list[int]:
-        return [id for made in self.made.values() for id in made]
+        return [id for made in self.made.values() for id in made if id not in self.cancelled]
 
 
 def ring(db: Connection) -> set[str]:
@@ -127,6 +135,7 @@ def leave_behind(db: Connection, connect: Connect, clock: StoppedClock) -> Live:
     rotate(db)
     begin("fifo", 3)
     begin("closed", 2)
+    begin("withdrawn", 2)
     rotate(db)
     ack(db, finished)
     begin("sealed", 2)
@@ -163,11 +172,66 @@ def leave_behind(db: Connection, connect: Connect, clock: StoppedClock) -> Live:
     made["prioritised"] = [
         call(db, "enqueue", "prioritised", {"n": n}, task="note", priority=n, headers={"trace": n}) for n in (5, -5)
     ]
+    if one(db, "SELECT to_regproc('pgq.cancel_many') IS NOT NULL"):
+        (live.stopping,) = begin("stopping", 1, 1)
+        leave_behind_since_0_2(db, live, begin)
     create(db, "waiting")
     made["waiting"] = []
     live.waiting = listen(connect, "waiting")
     live.states = job_states(db, live.ids)
     return live
+
+
+REPEAT = "SELECT id, inserted FROM pgq.enqueue_unique('unique', %s, task => 'note', unique_key => 'one')"
+
+
+def repeat(db: Connection) -> tuple[Any, ...]:
+    """Enqueue the job with the unique key, again; returns its id, and whether there was none."""
+    (row,) = db.execute(REPEAT, ['{"n": 0}']).fetchall()
+    return row
+
+
+def leave_behind_since_0_2(db: Connection, live: Live, begin: Callable[..., list[Job]]) -> None:
+    """Bring jobs into the states that version 0.2.0 has added."""
+    assert live.stopping
+    assert call(db, "cancel", live.stopping.id) == "requested"
+    begin("taken back", 2)
+    live.cancelled = [live.made["withdrawn"][1], live.made["taken back"][0]]
+    assert [call(db, "cancel", id) for id in live.cancelled] == ["cancelled"] * 2
+    (snoozed,) = begin("snoozed", 1, 1)
+    call(db, "snooze", snoozed.id, snoozed.lease, "1 hour")
+    begin("put off", 1)
+    assert call(db, "reschedule", *live.made["put off"], one(db, "SELECT pgq._now() + interval '1 hour'"))
+    (telling,) = begin("telling", 1, 1)
+    assert call(db, "progress", telling.id, telling.lease, {"done": 1}) is True
+    live.held.append(telling)
+    create(db, "unique")
+    live.made["unique"] = [repeat(db)[0]]
+    create(db, "checked")
+    db.execute(
+        """
+        CREATE FUNCTION public.good(jsonb) RETURNS boolean LANGUAGE sql AS $f$ SELECT $1 ? 'n' $f$;
+        SELECT pgq.set_validator('checked', 'public.good(jsonb)');
+        """
+    )
+    live.made["checked"] = put(db, "checked", 2)
+    create(db, "recurring")
+    live.made["recurring"] = []
+    call(db, "schedule", "tick", "0 * * * *", "recurring", {"n": 0}, "note")
+    live.due += 3  # snoozed, put off, recurring
+
+
+def go_on_since_0_2(db: Connection, live: Live, stopping: Job) -> None:
+    """What they are in the middle of goes on."""
+    assert repeat(db) == (*live.made["unique"], False)
+    with refused("PQ004"):
+        call(db, "enqueue", "checked", {"m": 0})
+    (telling,) = (job for job in live.held if job.queue == "telling")
+    assert call(db, "job_progress", telling.id) == {"done": 1}
+    assert call(db, "progress", telling.id, telling.lease, {"done": 2}) is True
+    assert rows(db, "cancel_requested", [stopping.lease]) == [stopping.id]
+    assert call(db, "reject", stopping.id, stopping.lease, "stopped") == "cancelled"
+    live.cancelled.append(stopping.id)
 
 
 def work_off(db: Connection, live: Live, clock: StoppedClock, worker_dsn: str) -> None:
@@ -176,6 +240,8 @@ def work_off(db: Connection, live: Live, clock: StoppedClock, worker_dsn: str) -
     client = Client(connection=db)
     live.made["waiting"].append(client.enqueue("waiting", {"n": 0}, task="note"))
     assert heard(db, live.waiting) == ["waiting"]
+    if live.stopping:
+        go_on_since_0_2(db, live, live.stopping)
     for job in live.held:
         client.ack(job.id, job.lease, {"by": "the session that claimed it"})
 
@@ -183,12 +249,18 @@ def work_off(db: Connection, live: Live, clock: StoppedClock, worker_dsn: str) -
     client.resume("paused")
     assert client.redrive("dead") == 1
     assert client.reap() == 2
-    assert client.promote() == 5
+    assert client.promote() == live.due
+    if live.stopping:
+        live.made["recurring"].append(one(db, "SELECT last_job FROM pgq.schedule"))
     open_before = {id for id, state in job_states(db, live.ids).items() if state != "done"}
     ran = run_all(worker_dsn, list(live.made))
     assert sorted(ran) == sorted(open_before), "each of them once"
     assert [id for id in ran if id in live.made["fifo"]] == live.made["fifo"]
     assert set(job_states(db, live.ids).values()) == {"done"}
+    if live.stopping:
+        assert set(job_states(db, live.cancelled).values()) == {"cancelled"}
+        with db.transaction(force_rollback=True):
+            assert repeat(db)[1], "the key is free"
 
 
 def run_all(dsn: str, queues: list[str]) -> list[int]:

@@ -11,10 +11,10 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from tests.build.catalog import Catalog, Connection, differences
-from tests.sql.support import Connect, retire_all
+from tests.sql.support import Connect, call, column, one, refused, retire_all, rows, stats
 from tests.upgrade.conftest import SYNTHETIC
 from tests.upgrade.gate import Form, describe, pgqueue, rights, unequal_partitions, without_contents
-from tests.upgrade.jobs import job_states, leave_behind, stopped_clock, work_off
+from tests.upgrade.jobs import job_states, leave_behind, run_all, stopped_clock, work_off
 from tests.upgrade.tree import Tree, Upgrade, Version
 
 
@@ -75,6 +75,74 @@ def test_jobs_in_every_state_go_on(
             "SELECT sum(ready + running + scheduled + retrying + dead) FROM pgq.stats()"
         ).fetchone() == (0,)
         assert unequal_partitions(old_db) == []
+
+
+@pytest.mark.parametrize("tree", ["0.1.0"], indirect=True)
+def test_what_is_new_in_0_2_works_with_what_was_there(
+    form: Form,
+    tree: Tree,
+    upgrade: Upgrade,
+    old_dsn: str,
+    old_db: Connection,
+    connect_old: Connect,
+    roles: dict[str, str],
+) -> None:
+    form.provide(upgrade)
+    with stopped_clock(old_db) as clock:
+        live = leave_behind(old_db, connect_old, clock)
+    pgqueue(tree, old_dsn, "upgrade")
+    with connect_old(user=roles["consumer"]) as consumer:
+        with refused("42501"):
+            call(consumer, "cancel_requested", [1])
+        call(old_db, "grant_consumer", roles["consumer"])
+        assert rows(consumer, "cancel_requested", [1]) == []
+    db, made = old_db, live.made
+    with stopped_clock(db) as clock:
+        clock.advance(60)
+        in_an_hour = one(db, "SELECT pgq._now() + interval '1 hour'")
+        # What waits, in segments of every age.
+        waiting = [made[queue][0] for queue in ("closed", "sealed", "paused", "scheduled", "retrying")]
+        assert [call(db, "cancel", id) for id in waiting] == ["cancelled"] * 5
+        assert call(db, "cancel_many", "withdrawn") == 2
+        assert call(db, "reschedule", made["sealed"][1], in_an_hour)
+        assert call(db, "reschedule", made["scheduled"][1], in_an_hour)
+        assert call(db, "set_priority", made["closed"][1], -1)
+        # What runs, a straggler among it.
+        straggler, stopping, snoozed = (
+            next(job for job in live.held if job.queue == queue) for queue in ("straggler", "running", "claimed")
+        )
+        assert call(db, "progress", straggler.id, straggler.lease, {"done": 1})
+        assert call(db, "job_progress", straggler.id) == {"done": 1}
+        assert call(db, "cancel", stopping.id) == "requested"
+        assert call(db, "reject", stopping.id, stopping.lease) == "cancelled"
+        call(db, "snooze", snoozed.id, snoozed.lease, "1 hour")
+        for job in live.held:
+            if job not in (stopping, snoozed):
+                call(db, "ack", job.id, job.lease)
+        # What has ended.
+        assert column(db, "SELECT error FROM pgq.dead_letters('dead')") == ["broken"]
+        assert column(db, "SELECT state FROM pgq.attempts(%s)", made["dead"][0]) == ["dead"]
+        assert column(db, "SELECT state FROM pgq.attempts(%s)", made["archived"][0]) == ["done"]
+        assert call(db, "redrive_where", "dead", error="broken") == 1
+        # The queues.
+        named = {"task": "note", "unique_key": "one"}
+        made["silent"] += [call(db, "enqueue", "silent", {"n": 0}, **named)]
+        assert call(db, "enqueue", "silent", {"n": 1}, **named) == made["silent"][-1]
+        call(db, "schedule", "tick", "0 * * * *", "many", {"n": 0}, "note")
+
+        clock.advance(2 * 3600)
+        call(db, "resume", "paused")
+        call(db, "maintain")
+        made["many"].append(one(db, "SELECT last_job FROM pgq.schedule"))
+        cancelled = {*waiting, *made["withdrawn"], stopping.id}
+        run_all(make_conninfo(old_dsn, user=roles["consumer"]), list(made))
+        clock.advance(3 * 86400)
+        retire_all(db)
+        ended = job_states(db, live.ids)
+        assert {id for id, state in ended.items() if state == "cancelled"} == cancelled
+        assert {id for id, state in ended.items() if state == "done"} == ended.keys() - cancelled
+        assert ended.keys() == set(live.ids) - set(made["unarchived"])
+        assert stats(db, "many") == {}
 
 
 LOSSES = [

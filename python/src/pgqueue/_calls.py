@@ -1437,7 +1437,7 @@ def version(*, connection: AnyConnection | None = None) -> Call[str]:
 
     Example:
         >>> client.version()
-        '0.1.0'
+        '0.2.0'
     """
     return replace(_call(version, locals(), _value), any_version=True)
 

@@ -10,7 +10,7 @@ from pgqueue import __version__
 from pgqueue.errors import VersionMismatch
 
 # The oldest schema that has everything this package calls. A function added to SQL and used here raises it.
-REQUIRED = "0.1.0"
+REQUIRED = "0.2.0"
 QUERY = "SELECT pgq.version()"
 
 # Each connection is asked once: the next one may lead to another database.

@@ -1,0 +1,3478 @@
+-- From 0.1.0 to 0.2.0: what is new and what has changed.
+--
+-- Who was granted something keeps it, and gets nothing new: call pgq.grant_producer, pgq.grant_consumer and
+-- pgq.grant_admin once more for the roles that shall use it, and before workers of the Python package 0.2.0 start.
+--
+-- pgq.queue is locked first, as it is by whoever uses pgq.dead: the other way round they would wait for each other. So
+-- all wait while the two indexes on pgq.dead are built; with millions of dead letters, throw some away before.
+
+-- Tables and types ----------------------------------------------------------------------------------------------------
+
+-- No statement of this transaction may use the new label; functions that name it may be created.
+ALTER TYPE pgq.outcome_kind ADD VALUE 'snoozed' AFTER 'split';
+
+ALTER TABLE pgq.queue
+    ADD COLUMN validator text,
+    ADD COLUMN unique_until text DEFAULT 'finished',
+    ADD COLUMN unique_for interval,
+    ADD COLUMN on_repeat text NOT NULL DEFAULT 'keep',
+    ADD CONSTRAINT queue_unique_check CHECK (num_nonnulls(unique_until, unique_for) = 1),
+    ADD CONSTRAINT queue_unique_until_check CHECK (unique_until IN ('finished', 'claimed')),
+    ADD CONSTRAINT queue_unique_for_check CHECK (unique_for > '0'),
+    ADD CONSTRAINT queue_on_repeat_check CHECK (on_repeat IN ('keep', 'replace', 'debounce'));
+COMMENT ON COLUMN pgq.queue.validator IS 'Function that checks payloads, as in ''app.check(jsonb)''; null: all are good';
+COMMENT ON COLUMN pgq.queue.unique_until IS 'How far a job holds its unique key: finished or claimed; null: see unique_for';
+COMMENT ON COLUMN pgq.queue.unique_for IS 'How long a job holds its unique key after it was enqueued, whatever becomes of it';
+COMMENT ON COLUMN pgq.queue.on_repeat IS 'What a repeat does to a job not yet claimed: keep, replace or debounce';
+COMMENT ON TYPE pgq.outcome_kind IS
+    'How an attempt ended; carried: put elsewhere unworked, into a younger segment for instance, moved: now in pgq.straggler, split: not an end';
+COMMENT ON TABLE pgq.job IS 'One row per attempt that may be claimed. Truncated by segment, never deleted, and never updated but to take a job back';
+COMMENT ON COLUMN pgq.mark.kind IS 'reap, promote, sweep, tidy, cancel';
+CREATE INDEX dead_queue_task_id_idx ON pgq.dead ((lane >> 16), task, id);
+CREATE INDEX dead_queue_died_at_idx ON pgq.dead ((lane >> 16), died_at);
+
+CREATE TABLE pgq.schedule (
+    name text NOT NULL,
+    queue text NOT NULL,
+    cron text NOT NULL,
+    timezone text NOT NULL,
+    catch_up text NOT NULL,
+    task text,
+    payload jsonb NOT NULL,
+    next_at timestamptz NOT NULL,
+    last_at timestamptz,
+    last_job bigint,
+    retry_at timestamptz,
+    error text,
+    CONSTRAINT schedule_name_pkey PRIMARY KEY (name)
+) WITH (fillfactor = 50);
+CREATE INDEX schedule_due_idx ON pgq.schedule (coalesce(retry_at, next_at));
+CREATE INDEX schedule_queue_due_idx ON pgq.schedule (queue, coalesce(retry_at, next_at));
+COMMENT ON TABLE pgq.schedule IS
+    'Recurring jobs. Change them with pgq.schedule; they go with pgq.unschedule, or with their queue';
+COMMENT ON COLUMN pgq.schedule.name IS 'Name, 1 to 128 characters';
+COMMENT ON COLUMN pgq.schedule.queue IS 'The queue that the jobs are added to';
+COMMENT ON COLUMN pgq.schedule.cron IS 'When: a cron line, as it was given';
+COMMENT ON COLUMN pgq.schedule.timezone IS 'The time zone that the line is about, as the server spells it';
+COMMENT ON COLUMN pgq.schedule.catch_up IS
+    'What becomes of ticks that nobody was there for; skip: nothing, one: one job for all of them, all: a job for each';
+COMMENT ON COLUMN pgq.schedule.task IS 'What to do';
+COMMENT ON COLUMN pgq.schedule.payload IS 'Arguments';
+COMMENT ON COLUMN pgq.schedule.next_at IS 'The next tick, or the oldest one that is still to be fired. Only goes forward';
+COMMENT ON COLUMN pgq.schedule.last_at IS 'The last tick that became a job';
+COMMENT ON COLUMN pgq.schedule.last_job IS 'That job''s id';
+COMMENT ON COLUMN pgq.schedule.retry_at IS 'It failed: not again before this time. Null: nothing is wrong';
+COMMENT ON COLUMN pgq.schedule.error IS 'Why it failed';
+
+CREATE TABLE pgq.unique_key (
+    queue_id int NOT NULL,
+    key text NOT NULL,
+    job_id bigint NOT NULL,
+    until_claimed boolean NOT NULL,
+    held_until timestamptz,
+    CONSTRAINT unique_key_queue_id_key_pkey PRIMARY KEY (queue_id, key)
+);
+CREATE INDEX unique_key_job_id_idx ON pgq.unique_key (job_id);
+CREATE INDEX unique_key_held_until_idx ON pgq.unique_key (held_until) WHERE held_until IS NOT NULL;
+COMMENT ON TABLE pgq.unique_key IS 'The last job with each unique key; it holds the key or no longer, and the row goes later';
+COMMENT ON COLUMN pgq.unique_key.queue_id IS 'The queue';
+COMMENT ON COLUMN pgq.unique_key.key IS 'What the application calls one and the same';
+COMMENT ON COLUMN pgq.unique_key.job_id IS 'Job id';
+COMMENT ON COLUMN pgq.unique_key.until_claimed IS 'Whether the key is free as soon as the job is claimed';
+COMMENT ON COLUMN pgq.unique_key.held_until IS 'Until when the key is held, whatever becomes of the job; null: as long as it lives';
+
+CREATE TABLE pgq.cancel_request (
+    id bigint NOT NULL,
+    at timestamptz NOT NULL,
+    CONSTRAINT cancel_request_id_pkey PRIMARY KEY (id)
+);
+COMMENT ON TABLE pgq.cancel_request IS 'Running jobs that are asked to stop, until they have ended';
+COMMENT ON COLUMN pgq.cancel_request.id IS 'Job id';
+COMMENT ON COLUMN pgq.cancel_request.at IS 'When pgq.cancel was called';
+
+CREATE TABLE pgq.progress (
+    id bigint NOT NULL,
+    lease bigint NOT NULL,
+    at timestamptz NOT NULL,
+    value jsonb NOT NULL,
+    CONSTRAINT progress_id_lease_pkey PRIMARY KEY (id, lease)
+) WITH (fillfactor = 50);
+COMMENT ON TABLE pgq.progress IS
+    'How far running attempts say they are. Rows of attempts that have ended mean nothing; pgq.maintain removes them';
+COMMENT ON COLUMN pgq.progress.id IS 'Job id';
+COMMENT ON COLUMN pgq.progress.lease IS 'The lease that holds it';
+COMMENT ON COLUMN pgq.progress.at IS 'When it was told';
+COMMENT ON COLUMN pgq.progress.value IS 'What the handler told';
+
+-- 30_produce ----------------------------------------------------------------------------------------------------------
+
+CREATE OR REPLACE FUNCTION pgq._enqueue(
+    queue text, payload jsonb, task text, priority int, run_at timestamptz, delay interval, max_attempts int,
+    unique_key text, group_key text, headers jsonb
+) RETURNS bigint
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    PERFORM pgq._require('payload', payload IS NOT NULL OR NULL, 'JSON; the JSON null is written ''null''');
+    IF unique_key IS NOT NULL THEN
+        RETURN (pgq.enqueue_unique(queue, payload, task, priority, run_at, delay, max_attempts, unique_key, group_key, headers)).id;
+    END IF;
+    RETURN (
+        SELECT e FROM pgq.enqueue_many(queue, ARRAY[payload], task, priority, run_at, delay, max_attempts,
+            CASE WHEN group_key IS NOT NULL THEN ARRAY[group_key] END, headers) e
+    );
+END;
+$$;
+
+CREATE OR REPLACE FUNCTION pgq.enqueue(
+    queue text,
+    payload jsonb DEFAULT '{}',
+    task text DEFAULT NULL,
+    priority int DEFAULT 0,
+    run_at timestamptz DEFAULT NULL,
+    delay interval DEFAULT NULL,
+    max_attempts int DEFAULT NULL,
+    unique_key text DEFAULT NULL,
+    group_key text DEFAULT NULL,
+    headers jsonb DEFAULT NULL
+) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_epoch bigint := pg_sequence_last_value('pgq.epoch');
+    v_dropping bigint := pg_sequence_last_value('pgq.dropping');
+    v_queue int;
+    v_shards bigint;
+    v_id bigint;
+BEGIN
+    IF priority IS DISTINCT FROM 0 OR payload IS NULL OR run_at IS NOT NULL OR delay IS NOT NULL
+        OR max_attempts IS NOT NULL OR headers IS NOT NULL OR unique_key IS NOT NULL OR group_key IS NOT NULL
+        OR (v_epoch >> 4) & 4294967295 <> pgq._boot() OR current_setting('transaction_isolation') <> 'read committed'
+    THEN
+        RETURN pgq._enqueue(queue, payload, task, priority, run_at, delay, max_attempts, unique_key, group_key, headers);
+    END IF;
+    SELECT q.id, q.shards, nextval('pgq.job_id') INTO v_queue, v_shards, v_id FROM pgq.queue q WHERE q.name = enqueue.queue AND q.validator IS NULL;
+    IF v_queue IS NULL THEN
+        RETURN pgq._enqueue(queue, payload, task, priority, run_at, delay, max_attempts, unique_key, group_key, headers);
+    END IF;
+    INSERT INTO pgq.job (lane, xid, id, enqueued_at, slot, attempt, task, payload)
+    VALUES (pgq._lane(v_queue, 0, (v_id % v_shards)::int + 1), pg_current_xact_id(), v_id, pgq._now(), v_epoch & 15, 1,
+        enqueue.task, enqueue.payload);
+    IF pg_sequence_last_value('pgq.epoch') <> v_epoch OR pg_sequence_last_value('pgq.dropping') <> v_dropping
+        OR v_dropping & 8388607 = v_queue
+    THEN
+        EXECUTE format('DELETE FROM pgq.job_%s j WHERE j.id = $1', v_epoch & 15) USING v_id;
+        RETURN pgq._enqueue(queue, payload, task, priority, run_at, delay, max_attempts, unique_key, group_key, headers);
+    END IF;
+    IF pg_sequence_last_value('pgq.watched') > date_part('epoch', pgq._now()) - 60
+        AND NOT (pg_try_advisory_lock(pgq._watch_key(v_queue)) AND pg_advisory_unlock(pgq._watch_key(v_queue)))
+    THEN
+        PERFORM pgq._wake(v_queue, queue);
+    END IF;
+    RETURN v_id;
+END;
+$$;
+COMMENT ON FUNCTION pgq.enqueue(text, jsonb, text, int, timestamptz, interval, int, text, text, jsonb) IS
+    'Adds a job to a queue as part of the caller''s transaction and returns its id. priority: -100 runs first, 100 last. '
+    'run_at or delay: not before then. max_attempts: instead of the queue''s. headers: a JSON object for metadata. '
+    'unique_key: not if a job of the queue holds it; see pgq.enqueue_unique. Raises PQ002 if there is no such queue, PQ004 '
+    'if its validator refuses the payload, 22023 and 22004 for bad arguments';
+
+CREATE FUNCTION pgq._check_payloads(payloads jsonb[]) RETURNS void
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    PERFORM pgq._require('payloads', payloads IS NOT NULL OR NULL, 'an array of JSON');
+    PERFORM pgq._require('each of payloads', array_position(payloads, NULL) IS NULL OR NULL,
+        'JSON; the JSON null is written ''null''');
+END;
+$$;
+COMMENT ON FUNCTION pgq._check_payloads(jsonb[]) IS 'Raises 22004';
+
+CREATE FUNCTION pgq._add_jobs(
+    ids bigint[], queue text, payloads jsonb[], task text, priority int, run_at timestamptz, max_attempts int,
+    group_keys text[], headers jsonb
+) RETURNS void
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_slot int;
+    v_queue pgq.queue;
+BEGIN
+    PERFORM pgq._check_job(priority, max_attempts, headers);
+    IF group_keys IS NOT NULL THEN
+        PERFORM pgq._not_yet('group_key');
+    END IF;
+    v_slot := pgq._hold();
+    v_queue := pgq._producing(queue);
+    IF v_queue.validator IS NOT NULL THEN
+        PERFORM pgq._validate(v_queue, payloads, task);
+    END IF;
+    IF cardinality(ids) = 0 THEN
+        RETURN;
+    END IF;
+    IF run_at > pgq._now() THEN
+        INSERT INTO pgq.scheduled (run_at, id, lane, enqueued_at, attempt, max_attempts, task, payload, headers)
+        SELECT _add_jobs.run_at, u.id, pgq._lane(v_queue.id, _add_jobs.priority, (u.id % v_queue.shards)::int + 1),
+            pgq._now(), 1, _add_jobs.max_attempts, _add_jobs.task, u.payload, _add_jobs.headers
+        FROM unnest(ids, payloads) u (id, payload);
+        RETURN;
+    END IF;
+    IF priority <> 0 THEN
+        PERFORM pgq._add_line(pgq._lane(v_queue.id, priority, 1));
+    END IF;
+    INSERT INTO pgq.job (lane, xid, id, enqueued_at, slot, attempt, max_attempts, task, payload, headers)
+    SELECT pgq._lane(v_queue.id, _add_jobs.priority, (u.id % v_queue.shards)::int + 1), pg_current_xact_id(), u.id,
+        pgq._now(), v_slot, 1, _add_jobs.max_attempts, _add_jobs.task, u.payload, _add_jobs.headers
+    FROM unnest(ids, payloads) u (id, payload);
+    PERFORM pgq._wake(v_queue.id, queue);
+END;
+$$;
+COMMENT ON FUNCTION pgq._add_jobs(bigint[], text, jsonb[], text, int, timestamptz, int, text[], jsonb) IS
+    'Adds jobs to a queue; raises PQ002, PQ004, 22004, 22023';
+
+CREATE OR REPLACE FUNCTION pgq.enqueue_many(
+    queue text,
+    payloads jsonb[],
+    task text DEFAULT NULL,
+    priority int DEFAULT 0,
+    run_at timestamptz DEFAULT NULL,
+    delay interval DEFAULT NULL,
+    max_attempts int DEFAULT NULL,
+    group_keys text[] DEFAULT NULL,
+    headers jsonb DEFAULT NULL
+) RETURNS SETOF bigint
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_ids bigint[];
+BEGIN
+    PERFORM pgq._check_payloads(payloads);
+    v_ids := ARRAY(SELECT nextval('pgq.job_id') FROM generate_series(1, cardinality(payloads)));
+    PERFORM pgq._add_jobs(v_ids, queue, payloads, task, priority, pgq._due(run_at, delay), max_attempts, group_keys, headers);
+    RETURN QUERY SELECT u.id FROM unnest(v_ids) u (id);
+END;
+$$;
+DROP FUNCTION pgq._schedule(text, jsonb[], text, int, timestamptz, int, jsonb);
+
+-- 32_unique -----------------------------------------------------------------------------------------------------------
+
+CREATE TYPE pgq.enqueued AS (id bigint, inserted boolean);
+COMMENT ON TYPE pgq.enqueued IS 'What became of a job that was enqueued with a unique key';
+COMMENT ON COLUMN pgq.enqueued.id IS 'Id of the job, or of the one that holds its key';
+COMMENT ON COLUMN pgq.enqueued.inserted IS 'Whether a job was added';
+
+CREATE FUNCTION pgq._check_unique(unique_until text, unique_for interval, on_repeat text) RETURNS void
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    PERFORM pgq._require('unique_until', coalesce(unique_until IN ('finished', 'claimed'), true), 'finished or claimed');
+    PERFORM pgq._require('unique_for', coalesce(unique_for BETWEEN '1 millisecond' AND '10 years', true),
+        'between 1 ms and 10 years');
+    PERFORM pgq._require('on_repeat', coalesce(on_repeat IN ('keep', 'replace', 'debounce'), true),
+        'keep, replace or debounce');
+    IF unique_until IS NOT NULL AND unique_for IS NOT NULL THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'invalid_parameter_value',
+            MESSAGE = 'unique_until and unique_for are both given',
+            HINT = 'A key is held until something happens to its job, or for a time after it was enqueued.';
+    END IF;
+END;
+$$;
+COMMENT ON FUNCTION pgq._check_unique(text, interval, text) IS 'Raises 22023';
+
+CREATE FUNCTION pgq.set_unique(
+    queue text, unique_until text DEFAULT 'finished', unique_for interval DEFAULT NULL, on_repeat text DEFAULT 'keep'
+) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_queue pgq.queue := pgq._find_queue(queue);
+BEGIN
+    IF unique_for IS NOT NULL THEN
+        unique_until := NULL;
+    END IF;
+    PERFORM pgq._require('unique_until', unique_until IS NOT NULL OR unique_for IS NOT NULL OR NULL, 'finished or claimed');
+    PERFORM pgq._require('on_repeat', on_repeat IS NOT NULL OR NULL, 'keep, replace or debounce');
+    PERFORM pgq._check_unique(unique_until, unique_for, on_repeat);
+    UPDATE pgq.queue q
+    SET unique_until = set_unique.unique_until, unique_for = set_unique.unique_for, on_repeat = set_unique.on_repeat
+    WHERE q.id = v_queue.id;
+END;
+$$;
+COMMENT ON FUNCTION pgq.set_unique(text, text, interval, text) IS
+    'Says how unique keys work in a queue for jobs enqueued from now on; see pgq.enqueue_unique. Raises PQ002, 22023, 22004';
+
+CREATE FUNCTION pgq._lives(job bigint, unclaimed boolean) RETURNS boolean
+    LANGUAGE plpgsql STABLE
+    SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET jit = off
+AS $$
+BEGIN
+    IF EXISTS (SELECT FROM pgq.scheduled s WHERE s.id = job AND NOT (unclaimed AND s.attempt > 1)) THEN
+        RETURN true;
+    END IF;
+    FOR v_slot IN 0..15 LOOP
+        CONTINUE WHEN pg_relation_size(format('pgq.job_%s', v_slot)::regclass) = 0;
+        IF EXISTS (
+            SELECT FROM pgq._find(v_slot, job) f
+            WHERE f.state IN ('ready', 'running') AND NOT (unclaimed AND (f.state = 'running' OR f.attempt > 1))
+        ) THEN
+            RETURN true;
+        END IF;
+    END LOOP;
+    RETURN NOT unclaimed AND EXISTS (SELECT FROM pgq.straggler s WHERE s.id = job AND s.kind IS NULL);
+END;
+$$;
+COMMENT ON FUNCTION pgq._lives(bigint, boolean) IS 'Whether a job has not ended, or has not even been claimed';
+
+CREATE FUNCTION pgq._holds(key pgq.unique_key) RETURNS boolean
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    IF key.held_until IS NOT NULL THEN
+        RETURN key.held_until > pgq._now();
+    END IF;
+    RETURN pgq._lives(key.job_id, key.until_claimed);
+END;
+$$;
+COMMENT ON FUNCTION pgq._holds(pgq.unique_key) IS 'Whether the job of a unique key still holds it';
+
+CREATE FUNCTION pgq._take_key(wanted pgq.unique_key) RETURNS bigint
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_key pgq.unique_key;
+BEGIN
+    LOOP
+        SELECT * INTO v_key FROM pgq.unique_key k WHERE k.queue_id = wanted.queue_id AND k.key = wanted.key;
+        IF NOT FOUND THEN
+            INSERT INTO pgq.unique_key SELECT wanted.* ON CONFLICT DO NOTHING;
+            IF FOUND THEN
+                RETURN wanted.job_id;
+            END IF;
+        ELSIF pgq._holds(v_key) THEN
+            RETURN v_key.job_id;
+        ELSE
+            SELECT * INTO v_key FROM pgq.unique_key k WHERE k.queue_id = wanted.queue_id AND k.key = wanted.key FOR UPDATE;
+            IF FOUND AND NOT pgq._holds(v_key) THEN
+                UPDATE pgq.unique_key k
+                SET job_id = wanted.job_id, until_claimed = wanted.until_claimed, held_until = wanted.held_until
+                WHERE k.queue_id = wanted.queue_id AND k.key = wanted.key;
+                RETURN wanted.job_id;
+            END IF;
+        END IF;
+    END LOOP;
+END;
+$$;
+COMMENT ON FUNCTION pgq._take_key(pgq.unique_key) IS 'Takes a unique key for a job; returns the job that has it now';
+
+CREATE FUNCTION pgq._drop_keys(ids bigint[]) RETURNS void
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    DELETE FROM pgq.unique_key k
+    USING (
+        SELECT k.queue_id, k.key FROM pgq.unique_key k
+        WHERE k.job_id = ANY (ids) AND k.held_until IS NULL
+        ORDER BY k.queue_id, k.key
+        FOR UPDATE SKIP LOCKED
+    ) e
+    WHERE k.queue_id = e.queue_id AND k.key = e.key;
+END;
+$$;
+COMMENT ON FUNCTION pgq._drop_keys(bigint[]) IS 'Removes the rows of unique keys of jobs that have ended';
+
+CREATE FUNCTION pgq._tidy_keys() RETURNS void
+    LANGUAGE plpgsql SET enable_seqscan = off
+AS $$
+DECLARE
+    v_from bigint;
+BEGIN
+    DELETE FROM pgq.unique_key k
+    USING (
+        SELECT k.queue_id, k.key FROM pgq.unique_key k
+        WHERE k.held_until < pgq._now()
+        ORDER BY k.held_until
+        LIMIT 10000
+        FOR UPDATE SKIP LOCKED
+    ) e
+    WHERE k.queue_id = e.queue_id AND k.key = e.key;
+    SELECT b.first + floor(random() * (b.last - b.first + 1))::bigint INTO v_from
+    FROM (SELECT min(k.job_id), max(k.job_id) FROM pgq.unique_key k) b (first, last);
+    PERFORM pgq._drop_keys(ARRAY(
+        SELECT k.job_id
+        FROM (SELECT k.job_id FROM pgq.unique_key k WHERE k.job_id >= v_from ORDER BY k.job_id LIMIT 100) k
+        WHERE NOT pgq._lives(k.job_id, false)
+    ));
+END;
+$$;
+COMMENT ON FUNCTION pgq._tidy_keys() IS 'Removes rows of unique keys that nobody holds any more';
+
+CREATE FUNCTION pgq._revise_0(places tid[], payload jsonb, task text, headers jsonb) RETURNS SETOF bigint
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    RETURN QUERY
+    UPDATE pgq.job_0 j SET payload = _revise_0.payload, task = _revise_0.task, headers = _revise_0.headers
+    WHERE j.ctid = ANY (places) AND j.attempt = 1
+    RETURNING j.id;
+END;
+$$;
+COMMENT ON FUNCTION pgq._revise_0(tid[], jsonb, text, jsonb) IS
+    'Changes jobs in segment 0 that nobody has claimed; the lane is locked and the segment is held';
+
+SELECT pgq._for_each_slot('pgq._revise_0(tid[],jsonb,text,jsonb)');
+
+CREATE FUNCTION pgq._repeat(job bigint, payload jsonb, task text, headers jsonb, run_at timestamptz) RETURNS void
+    LANGUAGE plpgsql
+    SET enable_seqscan = off SET enable_bitmapscan = off
+    SET plan_cache_mode = force_generic_plan SET jit = off
+AS $$
+DECLARE
+    v_slot int;
+    v_lane bigint;
+BEGIN
+    WHILE pgq._lives(job, true) LOOP
+        UPDATE pgq.scheduled s
+        SET payload = _repeat.payload, task = _repeat.task, headers = _repeat.headers,
+            run_at = coalesce(_repeat.run_at, s.run_at)
+        WHERE s.id = job AND s.attempt = 1;
+        IF FOUND THEN
+            RETURN;
+        END IF;
+        FOR v_slot, v_lane IN SELECT s, l FROM pgq._filled() s, pgq._lanes(s, job) l LOOP
+            PERFORM pgq._lock_lane(v_slot, v_lane);
+            PERFORM pgq._revise(v_slot, pgq._ready(v_slot, v_lane, ARRAY[job], NULL), payload, task, headers);
+            IF FOUND THEN
+                IF run_at IS NOT NULL THEN
+                    PERFORM pgq.reschedule(job, run_at);
+                END IF;
+                RETURN;
+            END IF;
+        END LOOP;
+    END LOOP;
+END;
+$$;
+COMMENT ON FUNCTION pgq._repeat(bigint, jsonb, text, jsonb, timestamptz) IS
+    'Lets a job that nobody has claimed be the one that was enqueued once more';
+
+CREATE FUNCTION pgq.enqueue_unique_many(
+    queue text,
+    payloads jsonb[],
+    unique_keys text[],
+    task text DEFAULT NULL,
+    priority int DEFAULT 0,
+    run_at timestamptz DEFAULT NULL,
+    delay interval DEFAULT NULL,
+    max_attempts int DEFAULT NULL,
+    group_keys text[] DEFAULT NULL,
+    headers jsonb DEFAULT NULL,
+    unique_until text DEFAULT NULL,
+    unique_for interval DEFAULT NULL,
+    on_repeat text DEFAULT NULL
+) RETURNS SETOF pgq.enqueued
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_queue pgq.queue := pgq._find_queue(queue);
+    v_ids bigint[];
+    v_holders bigint[];
+BEGIN
+    -- Whether a job has ended cannot be seen in an old snapshot: it may have been moved, and its segment emptied.
+    PERFORM pgq._read_committed();
+    PERFORM pgq._check_payloads(payloads);
+    PERFORM pgq._require('unique_keys', cardinality(unique_keys) = cardinality(payloads), 'an array as long as payloads');
+    PERFORM pgq._require('each of unique_keys',
+        coalesce((SELECT bool_and(octet_length(k) BETWEEN 1 AND 1000) FROM unnest(unique_keys) k), true),
+        'null or 1 to 1000 bytes');
+    PERFORM pgq._check_unique(unique_until, unique_for, on_repeat);
+    IF unique_until IS NULL AND unique_for IS NULL THEN
+        unique_until := v_queue.unique_until;
+        unique_for := v_queue.unique_for;
+    END IF;
+    run_at := pgq._due(run_at, delay);
+
+    on_repeat := coalesce(on_repeat, v_queue.on_repeat);
+    PERFORM pgq._require('run_at or delay', on_repeat <> 'debounce' OR run_at IS NOT NULL,
+        'given: debounce puts the job off until then');
+
+    v_ids := ARRAY(SELECT nextval('pgq.job_id') FROM generate_series(1, cardinality(payloads)));
+    -- Keys in the same order for all, so that nobody waits for somebody who waits for him.
+    SELECT array_agg(coalesce(t.holder, u.id) ORDER BY u.n) INTO v_holders
+    FROM unnest(unique_keys, v_ids) WITH ORDINALITY u (key, id, n)
+    LEFT JOIN (
+        SELECT k.key, pgq._take_key(
+            (v_queue.id, k.key, k.id, coalesce(unique_until = 'claimed', false), pgq._now() + unique_for)::pgq.unique_key
+        ) AS holder
+        FROM (
+            SELECT u.key, min(u.id) AS id FROM unnest(unique_keys, v_ids) u (key, id)
+            WHERE u.key IS NOT NULL GROUP BY u.key ORDER BY u.key OFFSET 0
+        ) k
+        OFFSET 0
+    ) t ON t.key = u.key;
+    PERFORM pgq._add_jobs(a.ids, queue, a.payloads, task, priority, run_at, max_attempts, group_keys, headers)
+    FROM (
+        SELECT coalesce(array_agg(u.id ORDER BY u.n), '{}') AS ids, coalesce(array_agg(u.payload ORDER BY u.n), '{}') AS payloads
+        FROM unnest(v_ids, v_holders, payloads) WITH ORDINALITY u (id, holder, payload, n)
+        WHERE u.id = u.holder
+    ) a;
+    IF on_repeat <> 'keep' THEN
+        PERFORM pgq._repeat(r.holder, r.payload, task, headers, CASE WHEN on_repeat = 'debounce' THEN run_at END)
+        FROM (
+            SELECT DISTINCT ON (u.holder) u.holder, u.payload
+            FROM unnest(v_ids, v_holders, payloads) WITH ORDINALITY u (id, holder, payload, n)
+            WHERE u.holder <> u.id
+            ORDER BY u.holder, u.n DESC
+        ) r;
+    END IF;
+    RETURN QUERY SELECT u.holder, u.holder = u.id FROM unnest(v_ids, v_holders) u (id, holder);
+END;
+$$;
+COMMENT ON FUNCTION pgq.enqueue_unique_many(
+    text, jsonb[], text[], text, int, timestamptz, interval, int, text[], jsonb, text, interval, text
+) IS
+    'Adds one job per payload unless its unique key is held, as pgq.enqueue_unique does; keys may be null. Returns for each '
+    'payload, in their order, the job''s id and whether it was added. Of several with one key the first is added, and the '
+    'others repeat it. Raises PQ002, PQ003, PQ004, 22023, 22004';
+
+CREATE FUNCTION pgq.enqueue_unique(
+    queue text,
+    payload jsonb DEFAULT '{}',
+    task text DEFAULT NULL,
+    priority int DEFAULT 0,
+    run_at timestamptz DEFAULT NULL,
+    delay interval DEFAULT NULL,
+    max_attempts int DEFAULT NULL,
+    unique_key text DEFAULT NULL,
+    group_key text DEFAULT NULL,
+    headers jsonb DEFAULT NULL,
+    unique_until text DEFAULT NULL,
+    unique_for interval DEFAULT NULL,
+    on_repeat text DEFAULT NULL
+) RETURNS pgq.enqueued
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_enqueued pgq.enqueued;
+BEGIN
+    PERFORM pgq._require('unique_key', unique_key IS NOT NULL OR NULL, '1 to 1000 bytes of text');
+    SELECT * INTO v_enqueued FROM pgq.enqueue_unique_many(queue, ARRAY[payload], ARRAY[unique_key], task, priority, run_at,
+        delay, max_attempts, CASE WHEN group_key IS NOT NULL THEN ARRAY[group_key] END, headers, unique_until, unique_for,
+        on_repeat);
+    RETURN v_enqueued;
+END;
+$$;
+COMMENT ON FUNCTION pgq.enqueue_unique(
+    text, jsonb, text, int, timestamptz, interval, int, text, text, jsonb, text, interval, text
+) IS
+    'Adds a job unless another one in the queue holds its unique key; returns the id of the one or the other, and whether it '
+    'was added. unique_until: the key is held until the job has ended (finished), or only until it is claimed; or '
+    'unique_for: for so long after it was enqueued, whatever becomes of it (throttle). on_repeat: a job that holds the key '
+    'and has not been claimed is left as it is (keep), gets the new payload, task and headers (replace), or these and the '
+    'new run_at too (debounce); until the transaction ends nobody claims from the lane of a ready one. Null: as the queue '
+    'says, see pgq.set_unique. Waits for a transaction that is enqueueing the same key. A dead letter has given up its key. Raises PQ002, PQ003 (not READ COMMITTED), PQ004, 22023, 22004';
+
+-- 34_validate ---------------------------------------------------------------------------------------------------------
+
+CREATE FUNCTION pgq._validate(queue pgq.queue, payloads jsonb[], task text) RETURNS void
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_function CONSTANT regprocedure := queue.validator;
+    v_call CONSTANT text := format('SELECT %s(%s)', v_function::regproc,
+        CASE WHEN queue.validator LIKE '%(jsonb)' THEN '$2' ELSE '$1, $2' END);
+    v_valid boolean;
+    v_why text;
+BEGIN
+    FOR v_n IN 1..cardinality(payloads) LOOP
+        BEGIN
+            EXECUTE v_call INTO v_valid USING task, payloads[v_n];
+        EXCEPTION WHEN raise_exception THEN
+            v_valid := false;
+            v_why := SQLERRM;
+        END;
+        IF v_valid IS NOT TRUE THEN
+            RAISE EXCEPTION USING
+                ERRCODE = 'PQ004',
+                MESSAGE = format('payload %s is not valid in queue "%s"', v_n, queue.name),
+                DETAIL = coalesce(v_why, format('%s did not return true.', v_function)),
+                HINT = 'Mend the payload. Nothing was enqueued.';
+        END IF;
+    END LOOP;
+END;
+$$;
+COMMENT ON FUNCTION pgq._validate(pgq.queue, jsonb[], text) IS 'Raises PQ004 unless the queue''s validator accepts all payloads';
+
+CREATE FUNCTION pgq.set_validator(queue text, validator regprocedure) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_queue pgq.queue := pgq._find_queue(queue);
+BEGIN
+    IF validator IS NOT NULL AND NOT EXISTS (
+        SELECT FROM pg_proc p JOIN pg_roles r ON r.oid = p.proowner
+        WHERE p.oid = validator AND p.prokind = 'f' AND p.prorettype = 'boolean'::regtype AND NOT p.proretset
+            AND oidvectortypes(p.proargtypes) IN ('jsonb', 'text, jsonb')
+            AND (r.rolname = current_user OR r.rolsuper)
+    ) THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('%s cannot be a validator', validator),
+            DETAIL = 'A validator is a function (payload jsonb) or (task text, payload jsonb) that returns boolean, and '
+                'belongs to the owner of schema pgq or to a superuser: it runs with the rights of the former.',
+            HINT = format('ALTER FUNCTION %s OWNER TO %I, if its code is to be trusted.', validator, current_user);
+    END IF;
+    UPDATE pgq.queue q SET validator = set_validator.validator::text WHERE q.id = v_queue.id;
+END;
+$$;
+COMMENT ON FUNCTION pgq.set_validator(text, regprocedure) IS
+    'From now on every payload that is enqueued must pass this function, (payload jsonb) or (task text, payload jsonb): it '
+    'returns true, or false, or raises an exception with the reason; enqueue then raises PQ004. Null: no check. It runs with '
+    'the rights of the owner of schema pgq, so only he may set it. Raises PQ002, 22023';
+
+-- 35_outbox -----------------------------------------------------------------------------------------------------------
+
+CREATE FUNCTION pgq._is_plain(relation oid) RETURNS boolean
+    LANGUAGE plpgsql STABLE
+AS $$
+BEGIN
+    RETURN NOT EXISTS (
+        SELECT FROM pg_attribute a
+        WHERE a.attrelid = relation AND a.attnum > 0 AND (a.atttypid >= 16384 OR a.attgenerated = 'v') AND NOT a.attisdropped
+    );
+END;
+$$;
+COMMENT ON FUNCTION pgq._is_plain(oid) IS 'Whether to_jsonb() of a row of this table calls nothing but PostgreSQL';
+
+CREATE FUNCTION pgq._safe_columns(relation oid) RETURNS text
+    LANGUAGE plpgsql STABLE
+AS $$
+BEGIN
+    RETURN (
+        WITH RECURSIVE base (attnum, attname, type, basetype) AS (
+            SELECT a.attnum, a.attname, a.atttypid, t.typbasetype
+            FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+            WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated <> 'v'
+            UNION ALL
+            SELECT b.attnum, b.attname, t.oid, t.typbasetype FROM base b JOIN pg_type t ON t.oid = b.basetype
+        )
+        SELECT string_agg(
+            format(
+                CASE WHEN b.type < 16384 THEN 'r.%1$I' ELSE 'CASE WHEN num_nulls(r.%1$I) = 0 THEN format(''%%s'', r.%1$I) END AS %1$I' END,
+                b.attname
+            ),
+            ', ' ORDER BY b.attnum
+        )
+        FROM base b WHERE b.basetype = 0
+    );
+END;
+$$;
+COMMENT ON FUNCTION pgq._safe_columns(oid) IS 'The columns of row r of this table, as a list of what to_jsonb() may be given';
+
+CREATE FUNCTION pgq._change(relation oid, op text, old jsonb, new jsonb) RETURNS jsonb
+    LANGUAGE plpgsql STABLE
+AS $$
+BEGIN
+    RETURN (
+        SELECT jsonb_build_object('op', op, 'schema', n.nspname, 'table', c.relname, 'old', old, 'new', new)
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE c.oid = coalesce(pg_partition_root(relation), relation)
+    );
+END;
+$$;
+COMMENT ON FUNCTION pgq._change(oid, text, jsonb, jsonb) IS 'The payload of a job for a change of a row';
+
+CREATE FUNCTION pgq._keep(change jsonb, columns text[]) RETURNS jsonb
+    LANGUAGE plpgsql IMMUTABLE
+AS $$
+BEGIN
+    IF change IS NULL OR columns IS NULL THEN
+        RETURN change;
+    ELSIF NOT change ?& columns THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'undefined_column',
+            MESSAGE = format('column "%s" does not exist', (SELECT c FROM unnest(columns) c WHERE NOT change ? c LIMIT 1)),
+            DETAIL = 'It is named in the arguments of a trigger that enqueues changes.',
+            HINT = 'Create the trigger again. Its arguments are the queue, the task, and the columns that jobs shall contain.';
+    END IF;
+    RETURN (SELECT jsonb_object_agg(c, change -> c) FROM unnest(columns) c);
+END;
+$$;
+COMMENT ON FUNCTION pgq._keep(jsonb, text[]) IS 'A row reduced to some of its columns; null: all';
+
+CREATE FUNCTION pgq._refuse_trigger(wanted text) RETURNS void
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    RAISE EXCEPTION USING
+        ERRCODE = 'trigger_protocol_violated',
+        MESSAGE = format('this trigger cannot enqueue: it must be %s', wanted),
+        DETAIL = 'Nothing was changed.',
+        HINT = 'pgq.enqueue_row(queue, task, columns ...) is for triggers AFTER INSERT OR UPDATE OR DELETE FOR EACH ROW, '
+            'pgq.enqueue_rows for those FOR EACH STATEMENT with REFERENCING NEW TABLE or OLD TABLE.';
+END;
+$$;
+COMMENT ON FUNCTION pgq._refuse_trigger(text) IS 'Raises 39P01';
+
+CREATE FUNCTION pgq.enqueue_row() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_columns CONSTANT text[] := nullif(TG_ARGV[2:], '{}');
+    v_safe text;
+    v_old jsonb;
+    v_new jsonb;
+BEGIN
+    IF TG_WHEN <> 'AFTER' OR TG_LEVEL <> 'ROW' THEN
+        PERFORM pgq._refuse_trigger('AFTER and FOR EACH ROW');
+    ELSIF TG_NARGS = 0 THEN
+        PERFORM pgq._refuse_trigger('given the name of a queue');
+    ELSIF pgq._is_plain(TG_RELID) THEN
+        v_old := to_jsonb(OLD);
+        v_new := to_jsonb(NEW);
+    ELSE
+        v_safe := format('SELECT to_jsonb(s.*) FROM (SELECT %s FROM (SELECT ($1).*) r) s', pgq._safe_columns(TG_RELID));
+        IF TG_OP <> 'INSERT' THEN
+            EXECUTE v_safe INTO v_old USING OLD;
+        END IF;
+        IF TG_OP <> 'DELETE' THEN
+            EXECUTE v_safe INTO v_new USING NEW;
+        END IF;
+    END IF;
+    PERFORM pgq.enqueue(
+        TG_ARGV[0], pgq._change(TG_RELID, TG_OP, pgq._keep(v_old, v_columns), pgq._keep(v_new, v_columns)), TG_ARGV[1]
+    );
+    RETURN NULL;
+END;
+$$;
+COMMENT ON FUNCTION pgq.enqueue_row() IS
+    'For triggers AFTER INSERT OR UPDATE OR DELETE FOR EACH ROW: enqueue_row(queue, task, columns ...) adds a job for each '
+    'changed row in the transaction that changes it, with payload {"op", "schema", "table", "old", "new"}. Who creates the '
+    'trigger needs EXECUTE, who writes to the table nothing. Raises 39P01 (not such a trigger), 42703 (no such column), PQ002';
+
+CREATE FUNCTION pgq.enqueue_rows() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_columns CONSTANT text[] := nullif(TG_ARGV[2:], '{}');
+    v_rows name;
+    v_payload jsonb;
+    v_payloads jsonb[] := '{}';
+BEGIN
+    SELECT CASE TG_OP WHEN 'DELETE' THEN t.tgoldtable ELSE t.tgnewtable END INTO v_rows
+    FROM pg_trigger t WHERE t.tgrelid = TG_RELID AND t.tgname = TG_NAME;
+    IF TG_LEVEL <> 'STATEMENT' OR v_rows IS NULL THEN
+        PERFORM pgq._refuse_trigger(
+            format('FOR EACH STATEMENT and REFERENCING %s TABLE', CASE TG_OP WHEN 'DELETE' THEN 'OLD' ELSE 'NEW' END)
+        );
+    ELSIF TG_NARGS = 0 THEN
+        PERFORM pgq._refuse_trigger('given the name of a queue');
+    END IF;
+    -- In portions: an array of millions of rows has no room in memory.
+    FOR v_payload IN EXECUTE format(
+        'SELECT $1 || jsonb_build_object($2, pgq._keep(to_jsonb(s.*), $3)) FROM (SELECT %s FROM %I r) s',
+        CASE WHEN pgq._is_plain(TG_RELID) THEN 'r.*' ELSE pgq._safe_columns(TG_RELID) END, v_rows
+    )
+    USING pgq._change(TG_RELID, TG_OP, NULL, NULL), CASE TG_OP WHEN 'DELETE' THEN 'old' ELSE 'new' END, v_columns
+    LOOP
+        v_payloads := array_append(v_payloads, v_payload);
+        IF cardinality(v_payloads) = 4096 THEN
+            PERFORM pgq.enqueue_many(TG_ARGV[0], v_payloads, TG_ARGV[1]);
+            v_payloads := '{}';
+        END IF;
+    END LOOP;
+    PERFORM pgq.enqueue_many(TG_ARGV[0], v_payloads, TG_ARGV[1]);
+    RETURN NULL;
+END;
+$$;
+COMMENT ON FUNCTION pgq.enqueue_rows() IS
+    'For triggers AFTER INSERT, UPDATE or DELETE with REFERENCING NEW TABLE (DELETE: OLD TABLE) FOR EACH STATEMENT: as '
+    'pgq.enqueue_row, but all rows of a statement at once, several times as fast. Payloads of updates have no "old"';
+
+-- 40_consume ----------------------------------------------------------------------------------------------------------
+
+CREATE OR REPLACE FUNCTION pgq._fail(
+    ids bigint[], leases bigint[], errors text[], retry_in interval, retry boolean, expired boolean
+) RETURNS TABLE (id bigint, kind pgq.outcome_kind)
+    LANGUAGE plpgsql
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_slot int := pgq._hold();
+BEGIN
+    IF expired THEN
+        PERFORM pgq._open_front(ids, leases);
+    END IF;
+    RETURN QUERY
+    WITH failed AS MATERIALIZED (
+        SELECT a.*, u.error, q.backoff, q.backoff_max,
+            q.id IS NOT NULL AS known, c.stopped,
+            coalesce(retry AND NOT c.stopped AND q.id IS NOT NULL
+                AND a.attempt < coalesce(a.max_attempts, q.max_attempts), false) AS again,
+            CASE WHEN a.lane & 255 = 0 THEN a.lane | (a.id % q.shards + 1) ELSE a.lane END AS home,
+            coalesce(a.history, '[]') || jsonb_build_object('attempt', a.attempt, 'at', pgq._now(),
+                'error', left(u.error, 10000), 'worker', a.worker) AS errors
+        FROM pgq._attempts(ids, leases) a
+        JOIN (
+            SELECT DISTINCT ON (u.id, u.lease) * FROM unnest(ids, leases, errors) u (id, lease, error)
+        ) u ON u.id = a.id AND u.lease = a.lease
+        CROSS JOIN LATERAL (SELECT EXISTS (SELECT FROM pgq.cancel_request c WHERE c.id = a.id OFFSET 0)) c (stopped)
+        LEFT JOIN pgq.queue q ON q.id = a.lane >> 16
+    ), ended AS MATERIALIZED (
+        SELECT s.id, s.lease FROM (
+            SELECT array_agg(f.id) AS ids, array_agg(f.lease) AS leases, array_agg(f.error) AS errors, array_agg(
+                CASE WHEN f.stopped THEN 'cancelled' WHEN expired THEN 'expired' WHEN f.again THEN 'retry' ELSE 'dead'
+                END::pgq.outcome_kind
+            ) AS kinds
+            FROM failed f
+        ) f, pgq._settle_many(f.ids, f.leases, f.kinds, NULL, f.errors) s
+    ), waiting AS (
+        INSERT INTO pgq.scheduled (run_at, id, lane, enqueued_at, attempt, max_attempts, task, payload, headers, history)
+        SELECT pgq._now() + coalesce(retry_in, pgq._backoff(f.backoff, f.backoff_max, f.attempt)), f.id,
+            f.home, f.enqueued_at, f.attempt + 1, f.max_attempts, f.task, f.payload, f.headers, f.errors
+        FROM failed f JOIN ended e ON e.id = f.id AND e.lease = f.lease
+        WHERE f.again AND NOT expired
+    ), ready AS (
+        INSERT INTO pgq.job (lane, xid, id, enqueued_at, slot, attempt, max_attempts, task, payload, headers, history)
+        SELECT f.lane & ~255::bigint, pg_current_xact_id(), f.id, f.enqueued_at, v_slot, f.attempt + 1, f.max_attempts,
+            f.task, f.payload, f.headers, f.errors
+        FROM failed f JOIN ended e ON e.id = f.id AND e.lease = f.lease
+        WHERE f.again AND expired
+    ), buried AS (
+        INSERT INTO pgq.dead (id, lane, enqueued_at, died_at, attempt, max_attempts, task, payload, headers, history, error)
+        SELECT f.id, f.lane, f.enqueued_at, pgq._now(), f.attempt, f.max_attempts, f.task, f.payload, f.headers, f.errors,
+            f.error
+        FROM failed f JOIN ended e ON e.id = f.id AND e.lease = f.lease
+        WHERE NOT f.again AND f.known AND NOT f.stopped
+    ), heard AS (
+        DELETE FROM pgq.cancel_request c USING failed f JOIN ended e ON e.id = f.id AND e.lease = f.lease
+        WHERE f.stopped AND c.id = f.id
+    )
+    SELECT f.id, CASE WHEN f.stopped THEN 'cancelled' WHEN f.again THEN 'retry' ELSE 'dead' END::pgq.outcome_kind
+    FROM failed f JOIN ended e ON e.id = f.id AND e.lease = f.lease;
+END;
+$$;
+COMMENT ON FUNCTION pgq.reject(bigint, bigint, text, interval, boolean) IS
+    'Ends a claimed job as failed. It is tried again after retry_in, or after the queue''s exponential backoff, and becomes '
+    'a dead letter when its attempts are used up or retry is false. Returns ''retry'' or ''dead'', or ''cancelled'' if it was '
+    'asked to stop (pgq.cancel). Raises PQ001 if the lease is lost, 22023';
+
+CREATE FUNCTION pgq._given_back(ids bigint[], leases bigint[], kind pgq.outcome_kind)
+    RETURNS TABLE (
+        id bigint, lane bigint, enqueued_at timestamptz, attempt int, max_attempts int, task text, payload jsonb,
+        headers jsonb, history jsonb, stopped boolean
+    )
+    LANGUAGE plpgsql
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+    WITH held AS MATERIALIZED (
+        SELECT a.*, EXISTS (SELECT FROM pgq.cancel_request c WHERE c.id = a.id OFFSET 0) AS stopped
+        FROM pgq._attempts(ids, leases) a
+    ), ended AS MATERIALIZED (
+        SELECT s.id, s.lease
+        FROM (
+            SELECT array_agg(h.id) AS ids, array_agg(h.lease) AS leases,
+                array_agg(CASE WHEN h.stopped THEN 'cancelled' ELSE _given_back.kind END) AS kinds
+            FROM held h
+        ) h, pgq._settle_many(h.ids, h.leases, h.kinds, NULL, NULL) s
+    ), heard AS (
+        DELETE FROM pgq.cancel_request c USING held h JOIN ended e ON e.id = h.id AND e.lease = h.lease
+        WHERE h.stopped AND c.id = h.id
+    )
+    SELECT h.id, h.lane, h.enqueued_at, h.attempt, h.max_attempts, h.task, h.payload, h.headers, h.history, h.stopped
+    FROM held h JOIN ended e ON e.id = h.id AND e.lease = h.lease;
+END;
+$$;
+COMMENT ON FUNCTION pgq._given_back(bigint[], bigint[], pgq.outcome_kind) IS
+    'Ends attempts that do not count; returns those that were still held, with all that is needed to make the next one';
+
+CREATE OR REPLACE FUNCTION pgq.release(ids bigint[], leases bigint[]) RETURNS SETOF bigint
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    SET enable_seqscan = off SET enable_bitmapscan = off
+    SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off
+AS $$
+DECLARE
+    v_slot int := pgq._hold();
+BEGIN
+    PERFORM pgq._same_length(ids, leases, NULL);
+    PERFORM pgq._open_front(ids, leases);
+    RETURN QUERY
+    WITH held AS MATERIALIZED (
+        SELECT * FROM pgq._given_back(ids, leases, 'released')
+    ), ready AS (
+        INSERT INTO pgq.job AS j (lane, xid, id, enqueued_at, slot, attempt, max_attempts, task, payload, headers, history)
+        SELECT h.lane & ~255::bigint, pg_current_xact_id(), h.id, h.enqueued_at, v_slot, h.attempt, h.max_attempts,
+            h.task, h.payload, h.headers, h.history
+        FROM held h
+        WHERE NOT h.stopped
+    )
+    SELECT h.id FROM held h;
+END;
+$$;
+
+CREATE FUNCTION pgq.snooze_many(ids bigint[], leases bigint[], delay interval) RETURNS SETOF bigint
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    SET enable_seqscan = off SET enable_bitmapscan = off
+    SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off
+AS $$
+BEGIN
+    PERFORM pgq._same_length(ids, leases, NULL);
+    PERFORM pgq._require('delay', delay BETWEEN '0' AND '100 years', 'an interval between 0 and 100 years');
+    PERFORM pgq._hold();
+    RETURN QUERY
+    WITH held AS MATERIALIZED (
+        SELECT * FROM pgq._given_back(ids, leases, 'snoozed')
+    ), waiting AS (
+        INSERT INTO pgq.scheduled (run_at, id, lane, enqueued_at, attempt, max_attempts, task, payload, headers, history)
+        SELECT pgq._now() + delay, h.id, CASE WHEN h.lane & 255 = 0 THEN h.lane | (h.id % q.shards + 1) ELSE h.lane END,
+            h.enqueued_at, h.attempt, h.max_attempts, h.task, h.payload, h.headers, h.history
+        FROM held h JOIN pgq.queue q ON q.id = h.lane >> 16
+        WHERE NOT h.stopped
+    )
+    SELECT h.id FROM held h;
+END;
+$$;
+COMMENT ON FUNCTION pgq.snooze_many(bigint[], bigint[], interval) IS
+    'Puts claimed jobs off, as pgq.snooze does; ids and leases go in pairs. Returns the ids that took effect';
+
+CREATE OR REPLACE FUNCTION pgq.snooze(id bigint, lease bigint, delay interval) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM pgq.snooze_many(ARRAY[id], ARRAY[lease], delay);
+    IF NOT FOUND THEN
+        PERFORM pgq._lost(id, lease);
+    END IF;
+END;
+$$;
+COMMENT ON FUNCTION pgq.snooze(bigint, bigint, interval) IS
+    'Puts a claimed job off: it is ready again after delay, and the attempt does not count. If it was asked to stop '
+    '(pgq.cancel) it ends as cancelled instead. Raises PQ001 if the lease is lost, 22023, 22004';
+
+-- 42_cancel -----------------------------------------------------------------------------------------------------------
+
+CREATE FUNCTION pgq._lanes_0(job bigint) RETURNS SETOF bigint
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    RETURN QUERY SELECT DISTINCT j.lane FROM pgq.job_0 j WHERE j.id = job AND j.lane & 128 = 0;
+END;
+$$;
+COMMENT ON FUNCTION pgq._lanes_0(bigint) IS 'The lanes that a job was put into in segment 0, handed out or not';
+
+SELECT pgq._for_each_slot('pgq._lanes_0(bigint)');
+
+CREATE FUNCTION pgq._ready_0(line bigint, ids bigint[], named text) RETURNS tid[]
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_at record;
+BEGIN
+    SELECT coalesce(l.cursor_xid, '0') AS xid, coalesce(l.cursor_id, 0) AS id, l.open_xids AS open, l.late_xid, l.late_id
+    INTO v_at
+    FROM (SELECT) one LEFT JOIN LATERAL (
+        SELECT * FROM pgq.lease_0 l WHERE l.lane = line ORDER BY l.id DESC LIMIT 1
+    ) l ON true;
+    IF ids IS NOT NULL THEN
+        RETURN ARRAY(
+            SELECT j.ctid FROM pgq.job_0 j
+            WHERE j.id = ANY (ids) AND j.lane + 0 = line
+                AND ((j.xid, j.id) > (v_at.xid, v_at.id)
+                    OR j.xid = ANY (v_at.open) AND (j.xid = v_at.late_xid AND j.id <= v_at.late_id) IS NOT TRUE)
+        );
+    END IF;
+    RETURN ARRAY(
+        SELECT j.ctid FROM pgq.job_0 j
+        WHERE j.lane = line AND (j.xid, j.id) > (v_at.xid, v_at.id) AND (named IS NULL OR j.task = named)
+        UNION ALL
+        SELECT j.ctid FROM unnest(v_at.open) o (xid) JOIN pgq.job_0 j ON j.lane = line AND j.xid = o.xid
+        WHERE (j.xid = v_at.late_xid AND j.id <= v_at.late_id) IS NOT TRUE AND (named IS NULL OR j.task = named)
+    );
+END;
+$$;
+COMMENT ON FUNCTION pgq._ready_0(bigint, bigint[], text) IS
+    'Where the jobs of a lane that were not handed out lie in segment 0: those with these ids, or of this task, or all';
+
+SELECT pgq._for_each_slot('pgq._ready_0(bigint,bigint[],text)');
+
+CREATE FUNCTION pgq._withdraw_0(places tid[], kind pgq.outcome_kind) RETURNS SETOF pgq.attempt
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    RETURN QUERY
+    WITH gone AS MATERIALIZED (
+        UPDATE pgq.job_0 j SET lane = j.lane | 128, xid = pg_current_xact_id() WHERE j.ctid = ANY (places) RETURNING j.*
+    ), fewer AS (
+        UPDATE pgq.segment_lane s SET jobs = s.jobs - g.jobs
+        FROM (SELECT g.slot, g.lane & ~128::bigint AS lane, count(*) AS jobs FROM gone g GROUP BY g.slot, g.lane) g
+        WHERE s.slot = g.slot AND s.lane = g.lane
+    ), held AS (
+        INSERT INTO pgq.lease_0 AS l (lane, expires_at, cursor_xid, cursor_id, job_ids, attempts)
+        SELECT g.lane, pgq._now(), '9223372036854775807', 9223372036854775807, array_agg(g.id ORDER BY g.n),
+            array_agg(g.attempt ORDER BY g.n)
+        FROM (SELECT g.lane, g.id, g.attempt, row_number() OVER (PARTITION BY g.lane) - 1 AS n FROM gone g) g
+        GROUP BY g.lane, g.n / 1000
+        RETURNING l.id, l.job_ids
+    ), ended AS (
+        INSERT INTO pgq.outcome_0 (job_id, lease_id, at, kind)
+        SELECT 0, h.id, pgq._now(), 'split' FROM held h WHERE pgq._whole(h.job_ids)
+        UNION ALL
+        SELECT u.id, h.id, pgq._now(), _withdraw_0.kind FROM held h CROSS JOIN LATERAL unnest(h.job_ids) u (id)
+    )
+    SELECT g.id, NULL::bigint, g.lane & ~128::bigint, g.enqueued_at, NULL::timestamptz, g.attempt::int,
+        g.max_attempts::int, NULL::text, g.task, g.payload, g.headers, g.history
+    FROM gone g;
+END;
+$$;
+COMMENT ON FUNCTION pgq._withdraw_0(tid[], pgq.outcome_kind) IS
+    'Takes jobs out of their lanes in segment 0 and ends them; the lanes are locked and the segment is held';
+
+SELECT pgq._for_each_slot('pgq._withdraw_0(tid[],pgq.outcome_kind)');
+
+CREATE FUNCTION pgq._filled() RETURNS SETOF int
+    LANGUAGE sql VOLATILE
+AS $$ SELECT n FROM generate_series(0, 15) n WHERE pg_relation_size(format('pgq.job_%s', n)::regclass) > 0 $$;
+COMMENT ON FUNCTION pgq._filled() IS 'The segments that hold jobs';
+
+CREATE FUNCTION pgq._lock_lane(slot int, lane bigint) RETURNS void
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    -- Who claims in strict order must not go by while the lane is locked.
+    PERFORM pg_advisory_xact_lock(pgq._lane_key(_lock_lane.lane & ~255::bigint))
+    FROM pgq.queue q WHERE q.id = _lock_lane.lane >> 16 AND q.lanes = 1;
+    PERFORM pg_advisory_xact_lock(pgq._lane_key(lane));
+    PERFORM pgq._lock(slot);
+    IF pg_sequence_last_value('pgq.epoch') & 15 <> slot THEN
+        PERFORM pg_advisory_xact_lock_shared(pgq._task_key(1));
+    END IF;
+END;
+$$;
+COMMENT ON FUNCTION pgq._lock_lane(int, bigint) IS 'Lets nobody claim from a lane, nor count the jobs of a segment';
+
+CREATE FUNCTION pgq._withdraw_job(job bigint, kind pgq.outcome_kind) RETURNS SETOF pgq.attempt
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_slot int;
+    v_lane bigint;
+BEGIN
+    FOR v_slot, v_lane IN SELECT s, l FROM pgq._filled() s, pgq._lanes(s, job) l LOOP
+        CONTINUE WHEN pgq._ready(v_slot, v_lane, ARRAY[job], NULL) = '{}';
+        PERFORM pgq._lock_lane(v_slot, v_lane);
+        RETURN QUERY SELECT * FROM pgq._withdraw(v_slot, pgq._ready(v_slot, v_lane, ARRAY[job], NULL), kind);
+        IF FOUND THEN
+            RETURN;
+        END IF;
+    END LOOP;
+END;
+$$;
+COMMENT ON FUNCTION pgq._withdraw_job(bigint, pgq.outcome_kind) IS
+    'Takes a job back that is ready; returns nothing if somebody was faster, or if it is not';
+
+CREATE FUNCTION pgq._cancel_scheduled(ids bigint[]) RETURNS bigint
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_slot int := pgq._hold();
+    v_lanes bigint[];
+    v_count bigint;
+BEGIN
+    WITH gone AS (
+        DELETE FROM pgq.scheduled s WHERE s.id = ANY (ids) RETURNING s.*
+    ), ready AS (
+        INSERT INTO pgq.job AS j (lane, xid, id, enqueued_at, slot, attempt, max_attempts, task, payload, headers, history)
+        SELECT g.lane, pg_current_xact_id(), g.id, g.enqueued_at, v_slot, g.attempt, g.max_attempts, g.task, g.payload,
+            g.headers, g.history
+        FROM gone g
+        RETURNING j.lane, j.id
+    )
+    SELECT array_agg(r.id), array_agg(r.lane) INTO ids, v_lanes FROM ready r;
+    SELECT count(*) INTO v_count
+    FROM (
+        SELECT array_agg(p) AS places
+        FROM (SELECT u.lane, array_agg(u.id) AS ids FROM unnest(ids, v_lanes) u (id, lane) GROUP BY u.lane) l,
+            unnest(pgq._ready(v_slot, l.lane, l.ids, NULL)) p
+    ) p, pgq._withdraw(v_slot, p.places, 'cancelled');
+    RETURN v_count;
+END;
+$$;
+COMMENT ON FUNCTION pgq._cancel_scheduled(bigint[]) IS 'Cancels scheduled jobs and retries; returns how many';
+
+CREATE FUNCTION pgq._cancel(id bigint) RETURNS text
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_answer text;
+BEGIN
+    WHILE v_answer IS NULL LOOP
+        CASE coalesce((SELECT s.state FROM pgq.job_status(_cancel.id) s), 'not found')
+            WHEN 'scheduled', 'retrying' THEN
+                IF pgq._cancel_scheduled(ARRAY[id]) > 0 THEN
+                    v_answer := 'cancelled';
+                END IF;
+            WHEN 'ready' THEN
+                IF EXISTS (SELECT FROM pgq._withdraw_job(_cancel.id, 'cancelled')) THEN
+                    v_answer := 'cancelled';
+                END IF;
+            WHEN 'running' THEN
+                INSERT INTO pgq.cancel_request (id, at) VALUES (_cancel.id, pgq._now()) ON CONFLICT DO NOTHING;
+                IF (SELECT s.state FROM pgq.job_status(_cancel.id) s) = 'running' THEN
+                    RETURN 'requested';
+                END IF;
+            WHEN 'cancelled' THEN
+                v_answer := 'cancelled';
+            WHEN 'not found' THEN
+                v_answer := 'not found';
+            ELSE
+                v_answer := 'finished';
+        END CASE;
+    END LOOP;
+    DELETE FROM pgq.cancel_request c WHERE c.id = _cancel.id;
+    RETURN v_answer;
+END;
+$$;
+COMMENT ON FUNCTION pgq._cancel(bigint) IS 'What pgq.cancel does';
+
+CREATE OR REPLACE FUNCTION pgq.cancel(id bigint) RETURNS text
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    SET enable_seqscan = off SET enable_bitmapscan = off
+    SET plan_cache_mode = force_generic_plan SET jit = off SET lock_timeout = '5s'
+AS $$
+BEGIN
+    PERFORM pgq._read_committed();
+    PERFORM pgq._require('id', id IS NOT NULL OR NULL, 'the id of a job');
+    RETURN pgq._cancel(id);
+END;
+$$;
+COMMENT ON FUNCTION pgq.cancel(bigint) IS
+    'Cancels a job. ''cancelled'': it was waiting, or had been cancelled, and no worker will get it. ''requested'': it is '
+    'running; its worker learns from pgq.cancel_requested, and it is not tried again. ''finished'': done or dead. '
+    '''not found''. Keep the transaction short: until it ends nobody claims from the job''s lane. Raises PQ003, 22004, 55P03 '
+    'if a claiming transaction does not end within five seconds';
+
+CREATE FUNCTION pgq.cancel_many(queue text, task text DEFAULT NULL, running boolean DEFAULT false) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    SET enable_seqscan = off SET enable_bitmapscan = off SET enable_mergejoin = off
+    SET plan_cache_mode = force_generic_plan SET jit = off SET lock_timeout = '5s'
+AS $$
+DECLARE
+    v_queue pgq.queue;
+    v_lane bigint;
+    v_slot int;
+    v_places tid[];
+    v_count bigint;
+    v_total bigint;
+BEGIN
+    PERFORM pgq._read_committed();
+    PERFORM pgq._require('running', running IS NOT NULL OR NULL, 'true or false');
+    v_queue := pgq._find_queue(queue);
+    -- In the order in which jobs go on, so that none slips through.
+    v_total := pgq._cancel_scheduled(ARRAY(
+        SELECT s.id FROM pgq.scheduled s
+        WHERE s.lane >> 16 = v_queue.id AND (cancel_many.task IS NULL OR s.task = cancel_many.task)
+    ));
+    FOR v_lane IN
+        SELECT DISTINCT (l.lane & ~255::bigint) | s
+        FROM pgq.line l CROSS JOIN generate_series(0, v_queue.lanes) s
+        WHERE l.queue_id = v_queue.id
+        ORDER BY 1
+    LOOP
+        PERFORM pg_advisory_xact_lock(pgq._lane_key(v_lane));
+        FOR v_slot IN SELECT pgq._filled() LOOP
+            v_places := pgq._ready(v_slot, v_lane, NULL, task);
+            CONTINUE WHEN v_places = '{}';
+            PERFORM pgq._lock_lane(v_slot, v_lane);
+            IF cardinality(v_places) = cardinality(pgq._ready(v_slot, v_lane, NULL, NULL)) THEN
+                -- The lane is taken to its end, as pgq.purge does: nobody has to walk over what has been here. What is
+                -- left are jobs of this transaction.
+                LOOP
+                    v_count := pgq._clear_lane(v_slot, v_lane, 10000, 'cancelled');
+                    v_total := v_total + v_count;
+                    EXIT WHEN v_count < 10000;
+                END LOOP;
+                v_places := pgq._ready(v_slot, v_lane, NULL, task);
+            END IF;
+            SELECT count(*) INTO v_count FROM pgq._withdraw(v_slot, v_places, 'cancelled');
+            v_total := v_total + v_count;
+        END LOOP;
+    END LOOP;
+    IF running THEN
+        INSERT INTO pgq.cancel_request (id, at)
+        SELECT a.id, pgq._now()
+        FROM (
+            SELECT array_agg(r.id) AS ids, array_agg(r.lease) AS leases
+            FROM (
+                SELECT r.id, r.lease FROM pgq._filled() s, pgq._running(s, v_queue.id) r
+                UNION ALL
+                SELECT s.id, s.lease FROM pgq.straggler s WHERE s.lane >> 16 = v_queue.id AND s.kind IS NULL
+            ) r
+        ) r, pgq._attempts(r.ids, r.leases) a
+        WHERE cancel_many.task IS NULL OR a.task = cancel_many.task
+        ON CONFLICT DO NOTHING;
+        GET DIAGNOSTICS v_count = ROW_COUNT;
+        v_total := v_total + v_count;
+    END IF;
+    RETURN v_total;
+END;
+$$;
+COMMENT ON FUNCTION pgq.cancel_many(text, text, boolean) IS
+    'Cancels the waiting, scheduled and retrying jobs of a queue, all or those of a task; with running, asks the running ones '
+    'to stop, as pgq.cancel does. Returns how many. Nobody claims from the queue until the transaction ends. Raises PQ002, '
+    'PQ003, 22004, 55P03 if a claiming transaction does not end within five seconds';
+
+CREATE FUNCTION pgq._asked_0(leases bigint[]) RETURNS SETOF bigint
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT u.id FROM pgq.unsettled_0 u
+    WHERE u.lease = ANY (leases) AND EXISTS (SELECT FROM pgq.cancel_request c WHERE c.id = u.id OFFSET 0);
+END;
+$$;
+COMMENT ON FUNCTION pgq._asked_0(bigint[]) IS 'Running jobs under leases of segment 0 that are asked to stop';
+
+SELECT pgq._for_each_slot('pgq._asked_0(bigint[])');
+
+CREATE FUNCTION pgq.cancel_requested(leases bigint[]) RETURNS SETOF bigint
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    SET enable_seqscan = off SET enable_bitmapscan = off SET enable_mergejoin = off
+    SET plan_cache_mode = force_generic_plan SET jit = off
+AS $$
+BEGIN
+    PERFORM pgq._require('leases', leases IS NOT NULL OR NULL, 'an array of leases');
+    IF NOT EXISTS (SELECT FROM pgq.cancel_request) THEN
+        RETURN;
+    END IF;
+    RETURN QUERY
+    SELECT a.id
+    FROM (SELECT DISTINCT (u.lease & 15)::int AS slot FROM unnest(leases) u (lease) WHERE u.lease IS NOT NULL) s,
+        pgq._asked(s.slot, leases) a (id)
+    UNION
+    SELECT s.id FROM pgq.straggler s
+    WHERE s.lease = ANY (leases) AND s.kind IS NULL AND EXISTS (SELECT FROM pgq.cancel_request c WHERE c.id = s.id OFFSET 0);
+END;
+$$;
+COMMENT ON FUNCTION pgq.cancel_requested(bigint[]) IS
+    'Which running jobs under these leases are asked to stop (pgq.cancel). Ask when extending them. A job that is stopped '
+    'is settled as any other: rejected or released, it ends as cancelled; acknowledged, it is done. Raises 22004';
+
+CREATE FUNCTION pgq._pursue() RETURNS void
+    LANGUAGE plpgsql SET lock_timeout = '50ms'
+    SET enable_seqscan = off SET enable_bitmapscan = off
+    SET plan_cache_mode = force_generic_plan SET jit = off
+AS $$
+DECLARE
+    v_id bigint;
+BEGIN
+    IF NOT EXISTS (SELECT FROM pgq.cancel_request) OR NOT pgq._due_again('cancel', '1 second') THEN
+        RETURN;
+    END IF;
+    FOR v_id IN SELECT c.id FROM pgq.cancel_request c ORDER BY random() LIMIT 100 LOOP
+        BEGIN
+            PERFORM pgq._cancel(v_id);
+        EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+            NULL;
+        END;
+    END LOOP;
+END;
+$$;
+COMMENT ON FUNCTION pgq._pursue() IS 'Looks after jobs that were asked to stop, until they have ended';
+
+CREATE FUNCTION pgq.reschedule(id bigint, run_at timestamptz) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    SET enable_seqscan = off SET enable_bitmapscan = off
+    SET plan_cache_mode = force_generic_plan SET jit = off SET lock_timeout = '5s'
+AS $$
+DECLARE
+    v_job record;
+BEGIN
+    PERFORM pgq._read_committed();
+    PERFORM pgq._require('id', id IS NOT NULL OR NULL, 'the id of a job');
+    PERFORM pgq._require('run_at', isfinite(run_at), 'a finite time');
+    LOOP
+        SELECT s.state, s.queue INTO v_job FROM pgq.job_status(reschedule.id) s;
+        IF v_job.state IN ('scheduled', 'retrying') THEN
+            UPDATE pgq.scheduled s SET run_at = greatest(reschedule.run_at, pgq._now()) WHERE s.id = reschedule.id;
+        ELSIF v_job.state IS DISTINCT FROM 'ready' THEN
+            RETURN false;
+        ELSIF run_at <= pgq._now() THEN
+            RETURN true;
+        ELSE
+            PERFORM pgq._hold(), pgq._producing(v_job.queue);
+            INSERT INTO pgq.scheduled (run_at, id, lane, enqueued_at, attempt, max_attempts, task, payload, headers, history)
+            SELECT reschedule.run_at, w.id, CASE WHEN w.lane & 255 = 0 THEN w.lane | (w.id % q.shards + 1) ELSE w.lane END,
+                w.enqueued_at, w.attempt, w.max_attempts, w.task, w.payload, w.headers, w.history
+            FROM pgq._withdraw_job(reschedule.id, 'carried') w JOIN pgq.queue q ON q.id = w.lane >> 16;
+        END IF;
+        IF FOUND THEN
+            RETURN true;
+        END IF;
+    END LOOP;
+END;
+$$;
+COMMENT ON FUNCTION pgq.reschedule(bigint, timestamptz) IS
+    'Lets a job that is scheduled, ready or retrying wait until run_at; what is over by now is due now. Returns false, and '
+    'changes nothing, if the job is running, has ended or is unknown. Keep the transaction short, as for pgq.cancel. '
+    'Raises PQ003, 22023, 22004, 55P03 if a claiming transaction does not end within five seconds';
+
+CREATE FUNCTION pgq.set_priority(id bigint, priority int) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    SET enable_seqscan = off SET enable_bitmapscan = off
+    SET plan_cache_mode = force_generic_plan SET jit = off SET lock_timeout = '5s'
+AS $$
+DECLARE
+    v_job record;
+    v_queue pgq.queue;
+    v_slot int;
+    v_lane bigint;
+BEGIN
+    PERFORM pgq._read_committed();
+    PERFORM pgq._require('id', id IS NOT NULL OR NULL, 'the id of a job');
+    PERFORM pgq._require('priority', priority BETWEEN -100 AND 100, 'between -100 (runs first) and 100 (runs last)');
+    LOOP
+        SELECT s.state, s.queue INTO v_job FROM pgq.job_status(set_priority.id) s;
+        IF v_job.state IN ('scheduled', 'retrying', 'ready') IS NOT TRUE THEN
+            RETURN false;
+        END IF;
+        v_slot := pgq._hold();
+        v_queue := pgq._producing(v_job.queue);
+        v_lane := pgq._lane(v_queue.id, priority, (id % v_queue.shards)::int + 1);
+        IF v_job.state = 'ready' THEN
+            IF EXISTS (
+                SELECT FROM pgq._filled() s, pgq._lanes(s, set_priority.id) l
+                WHERE l & ~255::bigint = v_lane & ~255::bigint AND pgq._ready(s, l, ARRAY[set_priority.id], NULL) <> '{}'
+            ) THEN
+                RETURN true;
+            END IF;
+            PERFORM pgq._add_line(v_lane);
+            INSERT INTO pgq.job (lane, xid, id, enqueued_at, slot, attempt, max_attempts, task, payload, headers, history)
+            SELECT v_lane, pg_current_xact_id(), w.id, w.enqueued_at, v_slot, w.attempt, w.max_attempts, w.task, w.payload,
+                w.headers, w.history
+            FROM pgq._withdraw_job(set_priority.id, 'carried') w;
+        ELSE
+            UPDATE pgq.scheduled s SET lane = v_lane WHERE s.id = set_priority.id;
+        END IF;
+        IF FOUND THEN
+            PERFORM pgq._wake(v_queue.id, v_queue.name);
+            RETURN true;
+        END IF;
+    END LOOP;
+END;
+$$;
+COMMENT ON FUNCTION pgq.set_priority(bigint, int) IS
+    'Gives a job that is scheduled, ready or retrying another priority; a ready one joins the end of its new line. Returns '
+    'false, and changes nothing, if the job is running, has ended or is unknown. Keep the transaction short, as for '
+    'pgq.cancel. Raises PQ003, 22023, 22004, 55P03 if a claiming transaction does not end within five seconds';
+
+-- 45_work -------------------------------------------------------------------------------------------------------------
+
+CREATE PROCEDURE pgq._outside_of_a_transaction_block()
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    COMMIT;
+END;
+$$;
+COMMENT ON PROCEDURE pgq._outside_of_a_transaction_block () IS
+    'Raises 2D000 inside of one. No code can catch that error and explain it, so this name in its context has to';
+
+CREATE FUNCTION pgq._handler(handler text) RETURNS text
+    LANGUAGE plpgsql STABLE
+AS $$
+DECLARE
+    v_function CONSTANT regprocedure := CASE
+        WHEN pg_catalog.right(handler, 1) OPERATOR(pg_catalog.=) ')' THEN pg_catalog.to_regprocedure(handler)
+        ELSE coalesce(
+            pg_catalog.to_regprocedure(handler OPERATOR(pg_catalog.||) '(jsonb)'),
+            pg_catalog.to_regprocedure(handler OPERATOR(pg_catalog.||) '(pgq.claimed_job)')
+        )
+    END;
+    v_call text;
+BEGIN
+    SELECT pg_catalog.format(
+        CASE
+            WHEN p.proargtypes[0] OPERATOR(pg_catalog.=) 'pg_catalog.jsonb'::regtype THEN 'SELECT %I.%I($1)%s'
+            WHEN p.proargtypes[0] OPERATOR(pg_catalog.=) 'pgq.claimed_job'::regtype THEN 'SELECT %I.%I($2)%s'
+        END,
+        n.nspname, p.proname,
+        CASE
+            WHEN p.prorettype OPERATOR(pg_catalog.=) ANY ('{pg_catalog.jsonb,pg_catalog.json}'::regtype[])
+                THEN '::pg_catalog.jsonb'
+        END
+    )
+    INTO v_call
+    FROM pg_catalog.pg_proc p
+    JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) p.pronamespace
+    WHERE p.oid OPERATOR(pg_catalog.=) v_function AND p.prokind OPERATOR(pg_catalog.=) 'f'
+        AND p.pronargs OPERATOR(pg_catalog.=) 1 AND NOT p.proretset;
+    IF v_call IS NULL THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'invalid_parameter_value',
+            MESSAGE = pg_catalog.format('there is no handler %s', coalesce(handler, 'NULL')),
+            DETAIL = 'A handler is a function of one argument, the payload (jsonb) or the job (pgq.claimed_job), that returns '
+                'no set.',
+            HINT = 'Give its name with its schema, for instance ''app.send_mail(jsonb)''.';
+    END IF;
+    RETURN v_call;
+END;
+$$;
+COMMENT ON FUNCTION pgq._handler(text) IS
+    'The call of a handler: $1 is the payload, $2 the job. It ends in jsonb if the handler returns something to keep';
+
+CREATE FUNCTION pgq._nap(waited interval) RETURNS void
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    PERFORM pg_catalog.pg_sleep(
+        least(greatest(pg_catalog.date_part('epoch', waited) OPERATOR(pg_catalog./) 10, 0.002), 0.25)
+    );
+END;
+$$;
+COMMENT ON FUNCTION pgq._nap(interval) IS
+    'Sleeps a tenth as long as one has waited for something, but from 2 ms to a quarter of a second';
+
+CREATE PROCEDURE pgq.work(
+    queue text,
+    handler text,
+    batch int DEFAULT 10,
+    idle interval DEFAULT '0',
+    for_time interval DEFAULT NULL,
+    lease_for interval DEFAULT NULL,
+    worker text DEFAULT NULL,
+    INOUT done bigint DEFAULT 0,
+    INOUT failed bigint DEFAULT 0
+)
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_call text;
+    v_kept boolean;
+    v_end timestamptz;
+    v_quiet timestamptz;
+    v_waited interval;
+    v_maintain timestamptz;
+    v_third interval;
+    v_renew timestamptz;
+    v_jobs pgq.claimed_job[];
+    v_job pgq.claimed_job;
+    v_first int;
+    v_last int;
+    v_alone int;
+    v_ran int;
+    v_count bigint;
+    v_result jsonb;
+    v_results jsonb[];
+    v_cancelled boolean;
+    v_state text;
+    v_error text;
+    v_detail text;
+    v_context text;
+BEGIN
+    CALL pgq._outside_of_a_transaction_block();
+    v_call := pgq._handler(handler);
+    v_kept := pg_catalog.right(v_call, 5) OPERATOR(pg_catalog.=) 'jsonb';
+    v_quiet := pgq._now();
+    v_maintain := v_quiet;
+    v_end := v_quiet OPERATOR(pg_catalog.+) for_time;
+    worker := coalesce(worker, pg_catalog.format('pgq.work %s', pg_catalog.pg_backend_pid()));
+    done := 0;
+    failed := 0;
+
+    LOOP
+        IF pgq._now() OPERATOR(pg_catalog.>=) v_maintain THEN
+            PERFORM pgq.maintain();
+            COMMIT;
+            v_maintain := pgq._now() OPERATOR(pg_catalog.+) interval '1 second';
+        END IF;
+        EXIT WHEN pgq._now() OPERATOR(pg_catalog.>=) v_end;
+        v_jobs := ARRAY(SELECT c FROM pgq.claim(work.queue, work.batch, work.lease_for, work.worker) c);
+        COMMIT;
+        IF v_jobs OPERATOR(pg_catalog.=) '{}' THEN
+            v_waited := pgq._now() OPERATOR(pg_catalog.-) v_quiet;
+            EXIT WHEN v_waited OPERATOR(pg_catalog.>=) idle;
+            PERFORM pgq._nap(v_waited);
+            COMMIT;
+            CONTINUE;
+        END IF;
+
+        v_third := (v_jobs[1].expires_at OPERATOR(pg_catalog.-) pgq._now()) OPERATOR(pg_catalog./) 3::double precision;
+        v_renew := pgq._now() OPERATOR(pg_catalog.+) v_third;
+        v_first := 1;
+        v_alone := 0;
+        WHILE v_first OPERATOR(pg_catalog.<=) pg_catalog.cardinality(v_jobs) LOOP
+            IF pgq._now() OPERATOR(pg_catalog.>=) v_end THEN
+                EXIT;
+            ELSIF pgq._now() OPERATOR(pg_catalog.>=) v_renew THEN
+                PERFORM pgq.extend_many(ARRAY(SELECT DISTINCT j.lease FROM pg_catalog.unnest(v_jobs[v_first:]) j), lease_for);
+                COMMIT;
+                v_renew := pgq._now() OPERATOR(pg_catalog.+) v_third;
+            END IF;
+
+            v_ran := 0;
+            v_results := '{}';
+            v_state := NULL;
+            v_last := CASE
+                WHEN v_first OPERATOR(pg_catalog.<=) v_alone THEN v_first
+                ELSE pg_catalog.cardinality(v_jobs)
+            END;
+            FOR v_next IN v_first..v_last LOOP
+                v_job := v_jobs[v_next];
+                v_result := NULL;
+                BEGIN
+                    IF v_kept THEN
+                        EXECUTE v_call INTO v_result USING v_job.payload, v_job;
+                    ELSE
+                        EXECUTE v_call USING v_job.payload, v_job;
+                    END IF;
+                EXCEPTION WHEN OTHERS OR assert_failure OR query_canceled THEN
+                    GET STACKED DIAGNOSTICS v_state = RETURNED_SQLSTATE, v_error = MESSAGE_TEXT,
+                        v_detail = PG_EXCEPTION_DETAIL, v_context = PG_EXCEPTION_CONTEXT;
+                    EXIT;
+                END;
+                v_ran := v_ran OPERATOR(pg_catalog.+) 1;
+                v_results := pg_catalog.array_append(v_results, v_result);
+                EXIT WHEN pgq._now() OPERATOR(pg_catalog.>=) least(v_renew, v_end);
+            END LOOP;
+            v_cancelled := coalesce(v_state OPERATOR(pg_catalog.=) '57014', false);
+
+            IF v_ran OPERATOR(pg_catalog.>) 0 THEN
+                v_last := v_first OPERATOR(pg_catalog.+) v_ran OPERATOR(pg_catalog.-) 1;
+                BEGIN
+                    SET CONSTRAINTS ALL IMMEDIATE;
+                    SELECT pg_catalog.count(*) INTO v_count
+                    FROM (
+                        SELECT pg_catalog.array_agg(j.id) AS ids, pg_catalog.array_agg(j.lease) AS leases
+                        FROM pg_catalog.unnest(v_jobs[v_first:v_last]) j
+                    ) b, pgq.ack_many(b.ids, b.leases, CASE WHEN v_kept THEN v_results END);
+                    IF v_count OPERATOR(pg_catalog.<>) v_ran THEN
+                        RAISE EXCEPTION USING
+                            ERRCODE = 'PQ001',
+                            MESSAGE = 'a lease was lost, or the handler settled its job itself';
+                    END IF;
+                    v_count := v_ran;
+                EXCEPTION WHEN OTHERS OR assert_failure THEN
+                    GET STACKED DIAGNOSTICS v_state = RETURNED_SQLSTATE, v_error = MESSAGE_TEXT,
+                        v_detail = PG_EXCEPTION_DETAIL, v_context = PG_EXCEPTION_CONTEXT;
+                    v_count := 0;
+                END;
+                IF v_count OPERATOR(pg_catalog.>) 0 THEN
+                    COMMIT;
+                    done := done OPERATOR(pg_catalog.+) v_count;
+                    v_first := v_last OPERATOR(pg_catalog.+) 1;
+                    CONTINUE WHEN NOT v_cancelled;
+                ELSE
+                    ROLLBACK;
+                    v_alone := v_last;
+                    CONTINUE WHEN v_ran OPERATOR(pg_catalog.>) 1 AND NOT v_cancelled;
+                END IF;
+            END IF;
+
+            SELECT pg_catalog.count(*) INTO v_count
+            FROM pgq.reject_many(
+                ARRAY[v_jobs[v_first].id], ARRAY[v_jobs[v_first].lease],
+                ARRAY[pg_catalog.concat_ws(E'\n', pg_catalog.format('%s (SQLSTATE %s)', v_error, v_state),
+                    CASE WHEN v_detail OPERATOR(pg_catalog.<>) '' THEN v_detail END, v_context)]
+            );
+            COMMIT;
+            failed := failed OPERATOR(pg_catalog.+) v_count;
+            v_first := v_first OPERATOR(pg_catalog.+) 1;
+            EXIT WHEN v_cancelled;
+        END LOOP;
+
+        IF v_first OPERATOR(pg_catalog.<=) pg_catalog.cardinality(v_jobs) THEN
+            PERFORM pgq.release(pg_catalog.array_agg(j.id), pg_catalog.array_agg(j.lease))
+            FROM pg_catalog.unnest(v_jobs[v_first:]) j;
+            COMMIT;
+        END IF;
+        IF v_cancelled THEN
+            RAISE EXCEPTION USING
+                ERRCODE = 'query_canceled',
+                MESSAGE = v_error,
+                DETAIL = pg_catalog.format('The handler was working on job %s, which counts as failed.',
+                    v_jobs[v_first OPERATOR(pg_catalog.-) 1].id),
+                HINT = 'A statement_timeout ends pgq.work as a whole: give it a for_time that is shorter, or SET statement_timeout = 0.';
+        END IF;
+        v_quiet := pgq._now();
+    END LOOP;
+END;
+$$;
+COMMENT ON PROCEDURE pgq.work (text, text, int, interval, interval, interval, text, bigint, bigint) IS
+    'Works on a queue in this session: calls handler, a function of a payload (jsonb) or of a pgq.claimed_job, for each job '
+    'and acknowledges it in the transaction of what the handler wrote, with its result if that is JSON. An error rejects '
+    'the job. Claims and commits up to `batch` jobs at once. Ends when there was no work for as long as idle (null: never), or '
+    'after for_time (null: never), and returns how many jobs it has done, and how many attempts failed. Runs with the rights '
+    'of its caller, and so does the handler. Raises 2D000 inside of a transaction block, PQ002, PQ003, 22023';
+
+-- 50_maintain ---------------------------------------------------------------------------------------------------------
+
+CREATE OR REPLACE FUNCTION pgq.promote() RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET jit = off
+AS $$
+DECLARE
+    v_batch CONSTANT int := 10000;
+    v_now CONSTANT timestamptz := pgq._now();
+    v_since timestamptz;
+    v_slot int;
+    v_lanes bigint[];
+    v_last timestamptz;
+    v_count bigint;
+    v_fired bigint;
+BEGIN
+    PERFORM pgq._read_committed();
+    v_fired := pgq._fire();
+    IF NOT pg_try_advisory_xact_lock(pgq._task_key(3)) THEN
+        RETURN v_fired;
+    END IF;
+    v_since := CASE WHEN pgq._due_again('promote-all', '1 minute') THEN '-infinity'::timestamptz ELSE pgq._marked('promote') END;
+    PERFORM FROM pgq.scheduled s WHERE s.run_at >= v_since AND s.run_at <= v_now ORDER BY s.run_at LIMIT 1;
+    IF NOT FOUND THEN
+        RETURN v_fired;
+    END IF;
+
+    v_slot := pgq._hold();
+    WITH due AS MATERIALIZED (
+        SELECT s.id FROM pgq.scheduled s
+        WHERE s.run_at >= v_since AND s.run_at <= v_now
+        ORDER BY s.run_at
+        LIMIT v_batch
+        FOR UPDATE SKIP LOCKED
+    ), gone AS (
+        DELETE FROM pgq.scheduled s USING due WHERE s.id = due.id RETURNING s.*
+    ), ready AS (
+        INSERT INTO pgq.job (lane, xid, id, enqueued_at, slot, attempt, max_attempts, task, payload, headers, history)
+        SELECT g.lane, pg_current_xact_id(), g.id, g.enqueued_at, v_slot, g.attempt, g.max_attempts, g.task, g.payload,
+            g.headers, g.history
+        FROM gone g JOIN pgq.queue q ON q.id = g.lane >> 16
+    )
+    SELECT array_agg(DISTINCT g.lane & ~255::bigint), max(g.run_at), count(*) INTO v_lanes, v_last, v_count FROM gone g;
+    IF v_count > 0 THEN
+        PERFORM pgq._add_line(l.lane | 1), pgq._wake(q.id, q.name)
+        FROM unnest(v_lanes) l (lane) JOIN pgq.queue q ON q.id = l.lane >> 16;
+        PERFORM pgq._set_mark('promote', CASE WHEN v_count < v_batch THEN v_now ELSE v_last END);
+    END IF;
+    RETURN v_fired + v_count;
+END;
+$$;
+COMMENT ON FUNCTION pgq.promote() IS
+    'Makes jobs ready that are due: scheduled ones and retries, up to 10000 at a time, and those of schedules. Returns how '
+    'many. Raises PQ003';
+
+CREATE OR REPLACE FUNCTION pgq._archive_segment(slot int) RETURNS boolean
+    LANGUAGE plpgsql SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off SET lock_timeout = '50ms'
+AS $$
+DECLARE
+    v_blocks bigint := pg_relation_size(format('pgq.outcome_%s', slot)::regclass) / current_setting('block_size')::int;
+    v_after tid := (SELECT coalesce(s.archived_to, '(0,0)') FROM pgq.segment s WHERE s.slot = _archive_segment.slot);
+    v_end bigint := split_part(trim('(' FROM v_after::text), ',', 1)::bigint + 200;
+    v_last tid;
+    v_from timestamptz;
+    v_to timestamptz;
+    v_complete boolean;
+BEGIN
+    IF NOT EXISTS (SELECT FROM pgq.queue q WHERE q.retention > '0') AND NOT EXISTS (SELECT FROM pgq.unique_key) THEN
+        RETURN true;
+    END IF;
+    EXECUTE format($sql$
+        SELECT max(n.place) FILTER (WHERE n.before < 10000), min(n.at), max(n.at), bool_and(n.before < 10000)
+        FROM (
+            SELECT o.ctid AS place, o.at, sum(e.jobs) OVER (ORDER BY o.ctid) - e.jobs AS before
+            FROM pgq.outcome_%1$s o
+            CROSS JOIN LATERAL (
+                SELECT CASE WHEN o.job_id > 0 THEN 1 ELSE (
+                    SELECT cardinality(l.job_ids) FROM pgq.lease_%1$s l WHERE l.id = o.lease_id AND l.job_ids IS NOT NULL
+                ) END
+            ) e (jobs)
+            WHERE o.ctid > $1 AND o.ctid < $2
+        ) n
+    $sql$, slot)
+    INTO v_last, v_from, v_to, v_complete
+    USING v_after, format('(%s,0)', v_end)::tid;
+    IF v_last IS NOT NULL THEN
+        PERFORM pgq._archive_partition(d)
+        FROM (SELECT DISTINCT q.retention FROM pgq.queue q WHERE q.retention > '0') q,
+            generate_series(v_from + q.retention, v_to + q.retention + '1 day', '1 day') d;
+        EXECUTE format($sql$
+            INSERT INTO pgq.archive (id, lease, enqueued_at, started_at, finished_at, drop_after, kind, attempt, priority,
+                queue, worker, task, payload, headers, result, error)
+            SELECT e.id, l.id, j.enqueued_at, coalesce(l.claimed_at, o.at), o.at, o.at + q.retention, o.kind, j.attempt,
+                pgq._priority(l.lane), q.name, l.worker, j.task, j.payload, j.headers, e.result, o.error
+            FROM pgq.outcome_%1$s o
+            JOIN pgq.lease_%1$s l ON l.id = o.lease_id AND l.job_ids IS NOT NULL
+            JOIN pgq.queue q ON q.id = l.lane >> 16
+            CROSS JOIN LATERAL (
+                SELECT o.job_id AS id, o.result WHERE o.job_id > 0
+                UNION ALL
+                SELECT u.id, u.result FROM unnest(l.job_ids, o.results) u (id, result) WHERE o.job_id = 0
+            ) e
+            CROSS JOIN LATERAL (
+                SELECT * FROM pgq.job_%1$s j
+                WHERE j.id = e.id AND j.lane + 0 = l.lane
+                    AND j.attempt = CASE WHEN l.attempts IS NULL THEN 1 ELSE l.attempts[array_position(l.job_ids, e.id)] END
+                ORDER BY j.xid > l.cursor_xid, j.xid DESC
+                LIMIT 1
+            ) j
+            WHERE o.ctid > $1 AND o.ctid <= $2
+                AND q.retention > '0' AND o.kind NOT IN ('released', 'snoozed', 'carried', 'moved', 'split')
+        $sql$, slot)
+        USING v_after, v_last;
+        IF EXISTS (SELECT FROM pgq.unique_key) THEN
+            EXECUTE format($sql$
+                SELECT pgq._drop_keys(array_agg(e.id))
+                FROM pgq.outcome_%1$s o
+                CROSS JOIN LATERAL (
+                    SELECT o.job_id AS id WHERE o.job_id > 0
+                    UNION ALL
+                    SELECT unnest(l.job_ids) FROM pgq.lease_%1$s l WHERE o.job_id = 0 AND l.id = o.lease_id
+                ) e
+                WHERE o.ctid > $1 AND o.ctid <= $2 AND (
+                    o.kind IN ('done', 'dead', 'cancelled')
+                    OR o.kind = 'expired' AND EXISTS (SELECT FROM pgq.dead d WHERE d.id = o.job_id)
+                )
+            $sql$, slot)
+            USING v_after, v_last;
+        END IF;
+    END IF;
+    UPDATE pgq.segment s SET archived_to = coalesce(v_last, format('(%s,0)', v_end)::tid) WHERE s.slot = _archive_segment.slot;
+    RETURN v_complete IS NOT FALSE AND v_end >= v_blocks;
+EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+    RETURN NULL;
+END;
+$$;
+
+CREATE OR REPLACE FUNCTION pgq._archive_stragglers() RETURNS void
+    LANGUAGE plpgsql SET lock_timeout = '50ms'
+AS $$
+BEGIN
+    PERFORM FROM pgq.straggler s WHERE s.kind IS NOT NULL LIMIT 1;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    PERFORM pgq._archive_partition(d)
+    FROM (
+        SELECT q.retention, min(s.finished_at) AS first, max(s.finished_at) AS last
+        FROM pgq.straggler s JOIN pgq.queue q ON q.id = s.lane >> 16
+        WHERE s.kind IS NOT NULL AND q.retention > '0'
+        GROUP BY q.retention
+    ) r, generate_series(r.first + r.retention, r.last + r.retention + '1 day', '1 day') d;
+    WITH gone AS (
+        DELETE FROM pgq.straggler s WHERE s.kind IS NOT NULL RETURNING s.*
+    )
+    INSERT INTO pgq.archive (id, lease, enqueued_at, started_at, finished_at, drop_after, kind, attempt, priority,
+        queue, worker, task, payload, headers, result, error)
+    SELECT g.id, g.lease, g.enqueued_at, g.claimed_at, g.finished_at, g.finished_at + q.retention, g.kind, g.attempt,
+        pgq._priority(g.lane), q.name, g.worker, g.task, g.payload, g.headers, g.result, g.error
+    FROM gone g JOIN pgq.queue q ON q.id = g.lane >> 16
+    WHERE q.retention > '0' AND g.kind NOT IN ('released', 'snoozed');
+EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+    RETURN;
+END;
+$$;
+
+CREATE OR REPLACE FUNCTION pgq.rotate(seal boolean DEFAULT false) RETURNS jsonb
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_done jsonb := '{}';
+    v_more boolean := false;
+    v_token bigint;
+    v_slot int;
+    v_size bigint;
+    v_next int;
+    v_live bigint;
+    v_segment pgq.segment;
+    v_count bigint;
+    v_ended bigint;
+    v_free int;
+    v_last boolean;
+    v_look boolean;
+    -- What is carried sorts by the transaction's id, so it must have been drawn while others could not carry.
+    v_early boolean := pg_current_xact_id_if_assigned() IS NOT NULL;
+    v_lanes bigint[];
+    v_carry int[] := '{}';
+    v_unclosed boolean := false;
+BEGIN
+    PERFORM pgq._read_committed();
+    PERFORM pgq._require('seal', seal IS NOT NULL OR NULL, 'true or false');
+    IF NOT pg_try_advisory_xact_lock(pgq._task_key(1)) THEN
+        RETURN v_done;
+    END IF;
+
+    -- The epoch leads, the tables follow.
+    v_live := pg_sequence_last_value('pgq.live');
+    v_token := pgq._open_token(pgq._adopt());
+    v_slot := v_token & 15;
+    PERFORM pgq._open_segment(v_token);
+
+    -- Truncate, and do nothing else then. Claims must have been told before not to look there, or they would wait.
+    FOR v_segment IN
+        SELECT * FROM pgq.segment s WHERE s.state = 'archived' AND (v_live >> s.slot) & 1 = 0
+        ORDER BY array_position(pgq._by_age(), s.slot::int)
+    LOOP
+        IF pgq._truncate_segment(v_segment.slot) THEN
+            RETURN jsonb_build_object('truncated', v_segment.slot, 'more', true);
+        END IF;
+    END LOOP;
+
+    v_size := pg_relation_size(format('pgq.job_%s', v_slot)::regclass);
+    IF v_size > 0 AND (
+            seal OR v_size >= 268435456
+            OR (SELECT s.opened_at FROM pgq.segment s WHERE s.slot = v_slot) < pgq._now() - interval '5 minutes'
+        )
+    THEN
+        SELECT n INTO v_next
+        FROM generate_series(0, 15) n LEFT JOIN pgq.segment s ON s.slot = n
+        WHERE coalesce(s.state, 'free') = 'free'
+            -- Not one that this transaction has truncated: others would wait for it, and it may yet be rolled back.
+            AND NOT EXISTS (
+                SELECT FROM pg_locks l
+                WHERE l.pid = pg_backend_pid() AND l.locktype = 'relation' AND l.mode = 'AccessExclusiveLock'
+                    AND l.relation = format('pgq.job_%s', n)::regclass
+            )
+        ORDER BY (n - v_slot + 16) % 16
+        LIMIT 1;
+        IF FOUND THEN
+            v_token := (((v_token >> 4) + 1) << 4) | v_next;
+            PERFORM pgq._set_open(v_token);
+            PERFORM pgq._open_segment(v_token);
+            v_done := v_done || jsonb_build_object('sealed', v_slot, 'opened', v_next);
+        END IF;
+    END IF;
+
+    SELECT count(*) INTO v_free FROM generate_series(0, 15) n
+    WHERE NOT EXISTS (SELECT FROM pgq.segment s WHERE s.slot = n AND s.state <> 'free');
+    -- Counting takes a while where there are many lanes or jobs, so not each time.
+    v_look := seal OR EXISTS (
+        SELECT FROM pgq.segment s
+        WHERE s.state IN ('closed', 'claimed')
+            AND coalesce(s.checked_at, '-infinity') < pgq._now() - interval '2 seconds'
+    );
+    FOR v_segment IN
+        SELECT * FROM pgq.segment s WHERE s.state IN ('sealed', 'closed', 'claimed', 'drained')
+        ORDER BY array_position(pgq._by_age(), s.slot::int)
+    LOOP
+        IF v_segment.state = 'sealed' AND NOT EXISTS (SELECT FROM pgq._holders(v_segment.slot)) THEN
+            EXECUTE format(
+                'INSERT INTO pgq.segment_lane (slot, lane, jobs) SELECT %s, j.lane, count(*) FROM pgq.job_%1$s j GROUP BY j.lane',
+                v_segment.slot);
+            UPDATE pgq.segment s
+            SET state = 'closed', jobs = (SELECT coalesce(sum(l.jobs), 0) FROM pgq.segment_lane l WHERE l.slot = s.slot)
+            WHERE s.slot = v_segment.slot
+            RETURNING s.* INTO v_segment;
+            -- Nobody claims what was taken back, and it has ended.
+            DELETE FROM pgq.segment_lane l WHERE l.slot = v_segment.slot AND l.lane & 128 = 128;
+        END IF;
+
+        v_unclosed := v_unclosed OR v_segment.state = 'sealed';
+        IF v_segment.state = 'closed' AND v_look THEN
+            SELECT array_agg(w.lane), coalesce(sum(w.jobs), 0) INTO v_lanes, v_count FROM pgq._waiting(v_segment.slot) w;
+            DELETE FROM pgq.segment_lane l
+            WHERE l.slot = v_segment.slot AND NOT EXISTS (SELECT FROM unnest(v_lanes) w (lane) WHERE w.lane = l.lane);
+            UPDATE pgq.segment s SET checked_at = pgq._now() WHERE s.slot = v_segment.slot;
+            IF v_count = 0 THEN
+                UPDATE pgq.segment s SET state = 'claimed', claimed_at = pgq._now(), passed_xid = pg_current_xact_id()
+                WHERE s.slot = v_segment.slot
+                RETURNING s.* INTO v_segment;
+            ELSIF v_segment.sealed_at < pgq._now() - interval '1 minute'
+                AND (v_count <= 10000 OR v_count <= v_segment.jobs / 10)
+            THEN
+                v_carry := v_carry || v_segment.slot::int;
+            END IF;
+        END IF;
+
+        IF v_segment.state = 'claimed' AND v_look THEN
+            v_ended := pgq._ended(v_segment.slot);
+            IF v_ended < v_segment.jobs AND (
+                v_free < 4 OR v_segment.jobs - v_ended <= 10000 AND v_segment.claimed_at < pgq._now() - interval '30 seconds'
+            ) THEN
+                v_count := pgq._move_stragglers(v_segment.slot);
+                v_done := v_done || jsonb_build_object('moved', v_count);
+                v_more := v_more OR v_count > 0;
+                v_ended := v_ended + v_count;
+            END IF;
+            UPDATE pgq.segment s
+            SET checked_at = pgq._now(), state = CASE WHEN v_ended >= s.jobs THEN 'drained' ELSE s.state END
+            WHERE s.slot = v_segment.slot
+            RETURNING s.* INTO v_segment;
+        END IF;
+
+        IF v_segment.state = 'drained' AND NOT v_done ? 'archived' THEN
+            v_last := pgq._archive_segment(v_segment.slot);
+            IF v_last THEN
+                UPDATE pgq.segment s SET state = 'archived' WHERE s.slot = v_segment.slot;
+            END IF;
+            v_done := v_done || jsonb_build_object('archived', v_segment.slot);
+            v_more := v_more OR v_last IS NOT NULL;
+        END IF;
+    END LOOP;
+
+    IF v_carry <> '{}' AND NOT v_unclosed AND NOT v_early THEN
+        v_count := pgq._carry_forward(v_carry);
+        v_done := v_done || jsonb_build_object('carried', v_count);
+        IF v_count > 0 THEN
+            v_more := true;
+            UPDATE pgq.segment s SET checked_at = NULL WHERE s.slot = ANY (v_carry);
+        END IF;
+    END IF;
+
+    PERFORM pgq._archive_stragglers();
+    IF pgq._due_again('tidy', '1 minute') THEN
+        PERFORM pgq._archive_drop(), pgq._tidy_keys(), pgq._forget_progress();
+        DELETE FROM pgq.line l USING pgq.line d
+        WHERE d.queue_id = l.queue_id AND d.lane = l.lane AND d.ctid < l.ctid;
+    END IF;
+    RETURN v_done || jsonb_build_object('more', v_more);
+END;
+$$;
+
+CREATE OR REPLACE FUNCTION pgq.maintain() RETURNS jsonb
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_done jsonb := pgq.rotate();  -- first, see there
+    v_fired bigint := pgq._fire();
+    v_promoted bigint := pgq.promote();
+    v_reaped bigint := pgq.reap();
+    v_now timestamptz := pgq._now();
+BEGIN
+    PERFORM pgq._pursue();
+    RETURN v_done || jsonb_build_object('fired', v_fired, 'promoted', v_promoted, 'reaped', v_reaped, 'more',
+        v_promoted >= 10000 OR v_reaped >= 10000 OR coalesce((v_done -> 'more')::boolean, false)
+        OR v_fired > 0 AND EXISTS (SELECT FROM pgq.schedule s WHERE coalesce(s.retry_at, s.next_at) <= v_now));
+END;
+$$;
+COMMENT ON FUNCTION pgq.maintain() IS
+    'Does what is due: pgq.promote, pgq.reap, pgq.rotate, and the jobs of pgq.schedule. Call it about once a second, from '
+    'anywhere; workers do. Returns what was done; "more": true if it is worth calling again at once. Raises PQ003';
+
+-- 60_schedule ---------------------------------------------------------------------------------------------------------
+
+CREATE TYPE pgq.cron AS (
+    seconds int ARRAY,
+    minutes int ARRAY,
+    hours int ARRAY,
+    days int ARRAY,
+    months int ARRAY,
+    weekdays int ARRAY,
+    either boolean,
+    any_hour boolean
+);
+COMMENT ON TYPE pgq.cron IS 'A cron line that was read; each field is the sorted list of its values';
+COMMENT ON COLUMN pgq.cron.seconds IS '0 to 59; a line of five fields has 0';
+COMMENT ON COLUMN pgq.cron.minutes IS '0 to 59';
+COMMENT ON COLUMN pgq.cron.hours IS '0 to 23';
+COMMENT ON COLUMN pgq.cron.days IS 'Days of the month, 1 to 31';
+COMMENT ON COLUMN pgq.cron.months IS '1 to 12';
+COMMENT ON COLUMN pgq.cron.weekdays IS 'Days of the week, 0 (Sunday) to 6';
+COMMENT ON COLUMN pgq.cron.either IS 'A day matches by day of month or day of week; otherwise by both';
+COMMENT ON COLUMN pgq.cron.any_hour IS 'The field of hours begins with a star; see pgq._next_run';
+
+CREATE FUNCTION pgq._bad_cron(cron text, place text, problem text, rule text) RETURNS void
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    RAISE EXCEPTION USING
+        ERRCODE = 'invalid_parameter_value',
+        MESSAGE = format('"%s" is not a cron line', left(cron, 128)),
+        DETAIL = format('%s: %s.', place, problem),
+        HINT = rule;
+END;
+$$;
+COMMENT ON FUNCTION pgq._bad_cron(text, text, text, text) IS 'Raises 22023: where a cron line is wrong, and what is allowed';
+
+CREATE FUNCTION pgq._cron_field(cron text, field text, at int, kind int, number int) RETURNS int[]
+    LANGUAGE plpgsql IMMUTABLE
+AS $$
+DECLARE
+    v_name CONSTANT text := ('{second,minute,hour,day of month,month,day of week}'::text[])[kind];
+    v_low CONSTANT int := ('{0,0,0,1,1,0}'::int[])[kind];
+    v_high CONSTANT int := ('{59,59,23,31,12,7}'::int[])[kind];
+    v_last CONSTANT int := CASE kind WHEN 6 THEN 6 ELSE v_high END;  -- 7 is a second name of Sunday
+    v_words CONSTANT text[] := CASE kind
+        WHEN 5 THEN '{jan,feb,mar,apr,may,jun,jul,aug,sep,oct,nov,dec}'
+        WHEN 6 THEN '{sun,mon,tue,wed,thu,fri,sat}'
+    END;
+    v_range CONSTANT text := format('%s to %s', v_low, v_high)
+        || coalesce(', or ' || v_words[1] || ' to ' || v_words[cardinality(v_words)], '');
+    v_rule CONSTANT text := format('Allowed for the %s: %s, *, ranges as in a-b, steps as in */2 or a-b/2 (1 to %s), and '
+        'lists of these with commas and without blanks.', v_name, v_range, v_last - v_low + 1);
+    v_item text;
+    v_match text[];
+    v_from int;
+    v_to int;
+    v_values int[] := '{}';
+BEGIN
+    FOREACH v_item IN ARRAY string_to_array(field, ',') LOOP
+        v_match := regexp_match(v_item, '^(?:\*|([a-z0-9]+)(?:-([a-z0-9]+))?)(?:/([0-9]+))?$');
+        IF v_match IS NULL THEN
+            at := at + length(substring(v_item, '^(?:(?:\*|[a-z0-9]+(?:-(?:[a-z0-9]+)?)?)(?:/[0-9]*)?)?'));
+            PERFORM pgq._bad_cron(cron, format('Field %s (%s), character %s', number, v_name, at),
+                CASE WHEN btrim(substr(cron, at, 1)) = '' THEN 'something is missing'
+                    ELSE format('"%s" is not expected here', substr(cron, at, 1)) END, v_rule);
+        END IF;
+        v_from := v_low;
+        v_to := v_last;
+        IF v_match[1] IS NOT NULL THEN
+            v_from := pgq._cron_value(v_match[1], v_low, v_high, v_words);
+            IF v_from IS NULL THEN
+                PERFORM pgq._bad_cron(cron, format('Field %s (%s), character %s', number, v_name, at),
+                    format('"%s" is not %s', left(v_match[1], 20), v_range), v_rule);
+            END IF;
+            v_to := CASE WHEN v_match[3] IS NULL THEN v_from ELSE greatest(v_from, v_last) END;
+        END IF;
+        IF v_match[2] IS NOT NULL THEN
+            v_to := pgq._cron_value(v_match[2], v_low, v_high, v_words);
+            IF kind = 6 AND v_to = 0 AND v_from > 0 THEN
+                v_to := 7;
+            END IF;
+            IF v_to IS NULL OR v_to < v_from THEN
+                PERFORM pgq._bad_cron(cron, format('Field %s (%s), character %s', number, v_name, at + length(v_match[1]) + 1),
+                    format(CASE WHEN v_to IS NULL THEN '"%s" is not %s' ELSE '"%s" comes before the beginning of the range' END,
+                        left(v_match[2], 20), v_range),
+                    CASE WHEN v_to IS NULL THEN v_rule
+                        ELSE format('Write two ranges: %s-%s,%s-%s.', v_from, v_last, v_low, v_to) END);
+            END IF;
+        END IF;
+        IF v_match[3] IS NOT NULL AND pgq._cron_value(v_match[3], 1, v_last - v_low + 1, NULL) IS NULL THEN
+            PERFORM pgq._bad_cron(cron,
+                format('Field %s (%s), character %s', number, v_name, at + length(v_item) - length(v_match[3])),
+                format('a step of %s is not 1 to %s', left(v_match[3], 20), v_last - v_low + 1), v_rule);
+        END IF;
+        v_values := v_values || ARRAY(
+            SELECT CASE kind WHEN 6 THEN n % 7 ELSE n END FROM generate_series(v_from, v_to, coalesce(v_match[3]::int, 1)) n
+        );
+        at := at + length(v_item) + 1;
+    END LOOP;
+    RETURN ARRAY(SELECT DISTINCT v FROM unnest(v_values) v ORDER BY v);
+END;
+$$;
+COMMENT ON FUNCTION pgq._cron_field(text, text, int, int, int) IS
+    'The values of a field of a cron line, which begins at a character of it and is its number-th; kind: 1 (second) to 6';
+
+CREATE FUNCTION pgq._cron_value(word text, low int, high int, words text[]) RETURNS int
+    LANGUAGE sql IMMUTABLE
+AS $$
+    SELECT CASE
+        WHEN word !~ '^[0-9]{1,2}$' THEN low + array_position(words, word) - 1
+        WHEN word::int BETWEEN low AND high THEN word::int
+    END
+$$;
+COMMENT ON FUNCTION pgq._cron_value(text, int, int, text[]) IS 'A number or name in a cron line; null: it is neither';
+
+CREATE FUNCTION pgq._read_cron(cron text) RETURNS pgq.cron
+    LANGUAGE plpgsql IMMUTABLE
+AS $$
+DECLARE
+    v_line text := lower(cron COLLATE "C");
+    v_fields text[];
+    v_starts int[] := '{}';
+    v_at int := 1;
+    v_field text;
+    v_first int;
+    v_cron pgq.cron;
+BEGIN
+    PERFORM pgq._require('cron', length(cron) <= 1000, 'a cron line of up to 1000 characters');
+    v_line := CASE btrim(v_line, E' \t')
+        WHEN '@yearly' THEN '0 0 1 1 *'
+        WHEN '@annually' THEN '0 0 1 1 *'
+        WHEN '@monthly' THEN '0 0 1 * *'
+        WHEN '@weekly' THEN '0 0 * * 0'
+        WHEN '@daily' THEN '0 0 * * *'
+        WHEN '@midnight' THEN '0 0 * * *'
+        WHEN '@hourly' THEN '0 * * * *'
+        ELSE v_line
+    END;
+    LOOP
+        v_at := v_at + length(substring(substr(v_line, v_at), E'^[ \t]*'));
+        v_field := substring(substr(v_line, v_at), E'^[^ \t]+');
+        EXIT WHEN v_field IS NULL;
+        v_fields := v_fields || v_field;
+        v_starts := v_starts || v_at;
+        v_at := v_at + length(v_field);
+    END LOOP;
+    IF coalesce(cardinality(v_fields), 0) NOT IN (5, 6) THEN
+        PERFORM pgq._bad_cron(cron,
+            CASE WHEN cardinality(v_fields) > 6 THEN format('Field 7, character %s', v_starts[7])
+                WHEN left(v_fields[1], 1) = '@' THEN format('Field 1, character %s', v_starts[1])
+                ELSE format('Field %s, character %s', cardinality(v_starts) + 1, length(v_line) + 1) END,
+            CASE WHEN cardinality(v_fields) > 6 THEN 'there are at most six fields'
+                WHEN left(v_fields[1], 1) = '@' THEN format('"%s" is no name of a cron line', left(v_fields[1], 20))
+                ELSE format('the line ends after %s fields', cardinality(v_starts)) END,
+            'Five fields: minute, hour, day of month, month, day of week; six: a second before them; or one of @yearly, '
+            '@annually, @monthly, @weekly, @daily, @midnight, @hourly.');
+    END IF;
+    v_first := 6 - cardinality(v_fields);
+    v_cron.seconds := CASE WHEN v_first = 1 THEN '{0}'::int[] ELSE pgq._cron_field(cron, v_fields[1], v_starts[1], 1, 1) END;
+    v_cron.minutes := pgq._cron_field(cron, v_fields[2 - v_first], v_starts[2 - v_first], 2, 2 - v_first);
+    v_cron.hours := pgq._cron_field(cron, v_fields[3 - v_first], v_starts[3 - v_first], 3, 3 - v_first);
+    v_cron.days := pgq._cron_field(cron, v_fields[4 - v_first], v_starts[4 - v_first], 4, 4 - v_first);
+    v_cron.months := pgq._cron_field(cron, v_fields[5 - v_first], v_starts[5 - v_first], 5, 5 - v_first);
+    v_cron.weekdays := pgq._cron_field(cron, v_fields[6 - v_first], v_starts[6 - v_first], 6, 6 - v_first);
+    v_cron.any_hour := left(v_fields[3 - v_first], 1) = '*';
+    v_cron.either := left(v_fields[4 - v_first], 1) <> '*' AND left(v_fields[6 - v_first], 1) <> '*';
+    IF NOT v_cron.either AND v_cron.days[1] > (
+        SELECT max(('{31,29,31,30,31,30,31,31,30,31,30,31}'::int[])[m]) FROM unnest(v_cron.months) m
+    ) THEN
+        PERFORM pgq._bad_cron(cron, format('Field %s (day of month), character %s', 4 - v_first, v_starts[4 - v_first]),
+            'none of the months has such a day, so it would never run',
+            'February has 29 days at most, April, June, September and November have 30.');
+    END IF;
+    RETURN v_cron;
+END;
+$$;
+COMMENT ON FUNCTION pgq._read_cron(text) IS 'Reads a cron line; raises 22023 and says where it is wrong';
+
+CREATE FUNCTION pgq._cron_time(cron pgq.cron, second int) RETURNS int
+    LANGUAGE plpgsql IMMUTABLE
+AS $$
+DECLARE
+    v_hour int;
+    v_minute int;
+    v_second int;
+BEGIN
+    FOREACH v_hour IN ARRAY cron.hours LOOP
+        CONTINUE WHEN v_hour * 3600 + 3599 < second;
+        FOREACH v_minute IN ARRAY cron.minutes LOOP
+            CONTINUE WHEN v_hour * 3600 + v_minute * 60 + 59 < second;
+            FOREACH v_second IN ARRAY cron.seconds LOOP
+                IF v_hour * 3600 + v_minute * 60 + v_second >= second THEN
+                    RETURN v_hour * 3600 + v_minute * 60 + v_second;
+                END IF;
+            END LOOP;
+        END LOOP;
+    END LOOP;
+    RETURN NULL;
+END;
+$$;
+COMMENT ON FUNCTION pgq._cron_time(pgq.cron, int) IS 'The first second of a day that matches, from this one on; null: none';
+
+CREATE FUNCTION pgq._cron_wall(cron pgq.cron, wall timestamp) RETURNS timestamp
+    LANGUAGE plpgsql IMMUTABLE
+AS $$
+DECLARE
+    v_month date := date_trunc('month', wall);
+    v_day int := extract(day FROM wall);
+    v_second int := extract(epoch FROM wall - date_trunc('day', wall));
+    v_first int;
+    v_this_day boolean;
+    v_this_weekday boolean;
+BEGIN
+    LOOP
+        IF extract(month FROM v_month)::int = ANY (cron.months) THEN
+            v_first := extract(dow FROM v_month)::int - 1;
+            FOR d IN v_day..(v_month + interval '1 month')::date - v_month LOOP
+                v_this_day := d = ANY (cron.days);
+                v_this_weekday := (v_first + d) % 7 = ANY (cron.weekdays);
+                IF v_this_day AND v_this_weekday OR cron.either AND (v_this_day OR v_this_weekday) THEN
+                    v_second := pgq._cron_time(cron, v_second);
+                    IF v_second IS NOT NULL THEN
+                        RETURN (v_month + d - 1) + make_interval(secs => v_second);
+                    END IF;
+                END IF;
+                v_second := 0;
+            END LOOP;
+        END IF;
+        v_month := v_month + interval '1 month';
+        v_day := 1;
+        v_second := 0;
+    END LOOP;
+END;
+$$;
+COMMENT ON FUNCTION pgq._cron_wall(pgq.cron, timestamp) IS
+    'The first time that matches, from this one on, on a clock that is never put forward or back';
+
+CREATE FUNCTION pgq._offset(zone text, instant timestamp) RETURNS interval
+    LANGUAGE sql IMMUTABLE
+AS $$ SELECT ((instant AT TIME ZONE 'UTC') AT TIME ZONE zone) - instant $$;
+COMMENT ON FUNCTION pgq._offset(text, timestamp) IS 'How far the clocks of a time zone are ahead of UTC at an instant';
+
+CREATE FUNCTION pgq._clock_change(zone text, low timestamp, high timestamp) RETURNS timestamp
+    LANGUAGE plpgsql IMMUTABLE
+AS $$
+DECLARE
+    v_before CONSTANT interval := pgq._offset(zone, low);
+    v_middle timestamp;
+BEGIN
+    IF pgq._offset(zone, high) = v_before THEN
+        RETURN NULL;
+    END IF;
+    WHILE high - low > interval '1 second' LOOP
+        v_middle := date_trunc('second', low + (high - low) / 2);
+        IF pgq._offset(zone, v_middle) = v_before THEN
+            low := v_middle;
+        ELSE
+            high := v_middle;
+        END IF;
+    END LOOP;
+    RETURN high;
+END;
+$$;
+COMMENT ON FUNCTION pgq._clock_change(text, timestamp, timestamp) IS
+    'The instant after low, and not after high, at which the clocks of a time zone are put forward or back; null: none';
+
+CREATE FUNCTION pgq._next_run(cron pgq.cron, zone text, after timestamptz) RETURNS timestamptz
+    LANGUAGE plpgsql IMMUTABLE
+AS $$
+DECLARE
+    v_day CONSTANT interval := interval '24 hours';
+    v_at timestamp := date_trunc('second', after AT TIME ZONE 'UTC');
+    v_from timestamp := v_at + pgq._offset(zone, v_at) + interval '1 second';
+    v_wall timestamp;
+    v_change timestamp;
+    v_run timestamp;
+BEGIN
+    IF cron.any_hour THEN
+        LOOP
+            v_wall := pgq._cron_wall(cron, v_from);
+            v_run := v_wall - pgq._offset(zone, v_at);
+            v_change := pgq._clock_change(zone, v_at, least(v_run, v_at + v_day));
+            EXIT WHEN v_change IS NULL AND v_run <= v_at + v_day;
+            -- Go on from the change; or, as there is nothing between, from shortly before the time found.
+            v_at := coalesce(v_change, greatest(v_at + v_day, v_wall - 2 * v_day));
+            v_from := v_at + pgq._offset(zone, v_at);
+        END LOOP;
+    ELSE
+        v_change := pgq._clock_change(zone, v_at - v_day, v_at);
+        IF v_change IS NOT NULL THEN
+            v_from := greatest(v_from, v_change + pgq._offset(zone, v_at - v_day));
+        END IF;
+        v_wall := pgq._cron_wall(cron, v_from);
+        v_run := v_wall - pgq._offset(zone, v_wall - v_day);
+        v_change := pgq._clock_change(zone, v_wall - v_day, v_wall + v_day);
+        IF v_run >= v_change THEN
+            v_run := greatest(v_change, v_wall - pgq._offset(zone, v_change));
+        END IF;
+    END IF;
+    RETURN v_run AT TIME ZONE 'UTC';
+END;
+$$;
+COMMENT ON FUNCTION pgq._next_run(pgq.cron, text, timestamptz) IS 'The first tick after an instant';
+
+CREATE FUNCTION pgq._zone(timezone text) RETURNS text
+    LANGUAGE plpgsql STABLE
+AS $$
+DECLARE
+    v_zone text;
+BEGIN
+    PERFORM pgq._require('timezone', timezone IS NOT NULL OR NULL, 'the name of a time zone');
+    IF upper(timezone COLLATE "C") IN ('UTC', 'GMT') THEN
+        RETURN upper(timezone COLLATE "C");
+    END IF;
+    SELECT z.name INTO v_zone FROM pg_timezone_names z
+    WHERE lower(z.name COLLATE "C") = lower(timezone COLLATE "C")
+        AND NOT EXISTS (SELECT FROM pg_timezone_abbrevs a WHERE a.abbrev = upper(z.name COLLATE "C"));
+    IF v_zone IS NULL THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('"%s" is not the full name of a time zone', left(timezone, 128)),
+            HINT = 'Give a full name as in SELECT name FROM pg_timezone_names, such as Europe/Berlin, and no abbreviation.';
+    END IF;
+    RETURN v_zone;
+END;
+$$;
+COMMENT ON FUNCTION pgq._zone(text) IS 'A time zone as the server spells it; raises 22023 if it does not know it';
+
+CREATE FUNCTION pgq.next_runs(
+    cron text, timezone text DEFAULT 'UTC', n int DEFAULT 5, after timestamptz DEFAULT NULL
+) RETURNS SETOF timestamptz
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_cron CONSTANT pgq.cron := pgq._read_cron(cron);
+    v_zone CONSTANT text := pgq._zone(timezone);
+    v_run timestamptz := coalesce(after, pgq._now());
+BEGIN
+    PERFORM pgq._require('n', n BETWEEN 1 AND 1000, 'between 1 and 1000');
+    PERFORM pgq._require('after', v_run BETWEEN '1900-01-01 00:00+00' AND '9999-12-31 00:00+00',
+        'a time between the years 1900 and 9999');
+    FOR v_turn IN 1..n LOOP
+        v_run := pgq._next_run(v_cron, v_zone, v_run);
+        RETURN NEXT v_run;
+    END LOOP;
+END;
+$$;
+COMMENT ON FUNCTION pgq.next_runs(text, text, int, timestamptz) IS
+    'The next n times at which a schedule with this cron line would run, after now or after a time. Raises 22023, and says '
+    'where the line is wrong';
+
+CREATE OR REPLACE FUNCTION pgq.schedule(
+    name text,
+    cron text,
+    queue text,
+    payload jsonb DEFAULT '{}',
+    task text DEFAULT NULL,
+    timezone text DEFAULT 'UTC',
+    catch_up text DEFAULT 'one'
+) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_cron CONSTANT pgq.cron := pgq._read_cron(cron);
+    v_zone CONSTANT text := pgq._zone(timezone);
+    v_queue CONSTANT pgq.queue := pgq._find_queue(queue);
+BEGIN
+    PERFORM pgq._require('name', length(name) BETWEEN 1 AND 128, 'a name of 1 to 128 characters');
+    PERFORM pgq._require('payload', payload IS NOT NULL OR NULL, 'JSON; the JSON null is written ''null''');
+    PERFORM pgq._require('catch_up', catch_up IN ('skip', 'one', 'all'),
+        '''skip'' (missed ticks are left out), ''one'' (one job for all of them) or ''all'' (a job for each)');
+    -- Waits for who drops the queue, and makes him wait who comes later.
+    PERFORM pg_advisory_xact_lock_shared(pgq._queue_key(v_queue.id));
+    PERFORM pgq._producing(queue);
+    INSERT INTO pgq.schedule AS s (name, queue, cron, timezone, catch_up, task, payload, next_at)
+    VALUES (schedule.name, schedule.queue, schedule.cron, v_zone, schedule.catch_up, schedule.task, schedule.payload,
+        pgq._next_run(v_cron, v_zone, pgq._now()))
+    ON CONFLICT ON CONSTRAINT schedule_name_pkey DO UPDATE
+    SET queue = excluded.queue,
+        cron = excluded.cron,
+        timezone = excluded.timezone,
+        catch_up = excluded.catch_up,
+        task = excluded.task,
+        payload = excluded.payload,
+        next_at = CASE WHEN (s.cron, s.timezone) = (excluded.cron, excluded.timezone) THEN s.next_at ELSE excluded.next_at END,
+        retry_at = NULL,
+        error = NULL
+    WHERE (s.queue, s.cron, s.timezone, s.catch_up, s.task, s.payload, s.error) IS DISTINCT FROM (
+        excluded.queue, excluded.cron, excluded.timezone, excluded.catch_up, excluded.task, excluded.payload, NULL
+    );
+END;
+$$;
+COMMENT ON FUNCTION pgq.schedule(text, text, text, jsonb, text, text, text) IS
+    'Enqueues a job whenever a cron line says so, or changes what was scheduled under this name. cron: minute, hour, day of '
+    'month, month, day of week, or a second before them, or @daily and the like; try it with pgq.next_runs. timezone: whose '
+    'clock. catch_up: after a time without maintenance ''skip'' missed ticks, run ''one'' job for all of them, or ''all''. '
+    'The same line in the same time zone keeps its next tick. The jobs'' headers are {"schedule": name, "scheduled_at": tick}. '
+    'Dropping the queue drops its schedules. Raises PQ002, 22023, 22004';
+
+CREATE OR REPLACE FUNCTION pgq.unschedule(name text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM pgq._require('name', name IS NOT NULL OR NULL, 'the name of a schedule');
+    DELETE FROM pgq.schedule s WHERE s.name = unschedule.name;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'undefined_object',
+            MESSAGE = format('schedule "%s" does not exist', left(name, 128)),
+            HINT = 'Look for the right name in the table pgq.schedule.';
+    END IF;
+END;
+$$;
+COMMENT ON FUNCTION pgq.unschedule(text) IS
+    'Ends what pgq.schedule began; jobs that are in the queue already stay. Raises 42704 if there is no such schedule';
+
+CREATE FUNCTION pgq._enqueue_tick(schedule pgq.schedule, tick timestamptz) RETURNS bigint
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    RETURN pgq.enqueue(schedule.queue, schedule.payload, schedule.task, headers => jsonb_build_object(
+        'schedule', schedule.name,
+        'scheduled_at', to_char(tick AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')));
+END;
+$$;
+COMMENT ON FUNCTION pgq._enqueue_tick(pgq.schedule, timestamptz) IS 'Enqueues the job of a tick; returns its id';
+
+CREATE FUNCTION pgq._last_run(cron pgq.cron, zone text, tick timestamptz, now timestamptz) RETURNS timestamptz
+    LANGUAGE plpgsql IMMUTABLE
+AS $$
+DECLARE
+    v_end timestamptz := now;
+    v_middle timestamptz;
+    v_next timestamptz;
+BEGIN
+    WHILE v_end - tick >= interval '1 second' LOOP
+        v_middle := tick + make_interval(secs => extract(epoch FROM v_end - tick)::float8 / 2);
+        v_next := pgq._next_run(cron, zone, v_middle);
+        IF v_next <= now THEN
+            tick := v_next;
+        ELSE
+            v_end := v_middle;
+        END IF;
+    END LOOP;
+    RETURN tick;
+END;
+$$;
+COMMENT ON FUNCTION pgq._last_run(pgq.cron, text, timestamptz, timestamptz) IS 'The last tick up to now, given an earlier one';
+
+CREATE FUNCTION pgq._fire_one(schedule pgq.schedule, now timestamptz) RETURNS bigint
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_most CONSTANT int := 100;
+    v_minute CONSTANT interval := interval '1 minute';
+    v_cron pgq.cron;
+    v_tick timestamptz := schedule.next_at;
+    v_next timestamptz;
+    v_job bigint;
+    v_jobs bigint := 0;
+BEGIN
+    v_cron := pgq._read_cron(schedule.cron);
+    v_next := pgq._next_run(v_cron, schedule.timezone, v_tick);
+    IF schedule.catch_up = 'skip' AND v_tick < now - v_minute THEN
+        v_next := pgq._next_run(v_cron, schedule.timezone, now);
+    ELSE
+        IF schedule.catch_up <> 'all' AND v_next <= now THEN
+            v_tick := pgq._last_run(v_cron, schedule.timezone, v_next, now);
+            v_next := pgq._next_run(v_cron, schedule.timezone, now);
+        END IF;
+        LOOP
+            v_job := pgq._enqueue_tick(schedule, v_tick);
+            v_jobs := v_jobs + 1;
+            EXIT WHEN v_next > now OR v_jobs >= v_most;
+            v_tick := v_next;
+            v_next := pgq._next_run(v_cron, schedule.timezone, v_tick);
+        END LOOP;
+    END IF;
+    UPDATE pgq.schedule s
+    SET next_at = v_next, retry_at = NULL, error = NULL, last_job = coalesce(v_job, s.last_job),
+        last_at = CASE WHEN v_job IS NULL THEN s.last_at ELSE v_tick END
+    WHERE s.name = schedule.name;
+    RETURN v_jobs;
+EXCEPTION WHEN OTHERS THEN
+    UPDATE pgq.schedule s SET retry_at = now + v_minute, error = format('%s: %s', SQLSTATE, left(SQLERRM, 1000))
+    WHERE s.name = schedule.name;
+    RETURN 0;
+END;
+$$;
+COMMENT ON FUNCTION pgq._fire_one(pgq.schedule, timestamptz) IS
+    'Enqueues what is due of a schedule that is locked, up to 100 jobs, and moves it on; returns how many';
+
+CREATE FUNCTION pgq._fire() RETURNS bigint
+    LANGUAGE plpgsql SET enable_seqscan = off
+AS $$
+DECLARE
+    v_now CONSTANT timestamptz := pgq._now();
+    v_due record;
+    v_schedule pgq.schedule;
+    v_jobs bigint := 0;
+BEGIN
+    FOR v_due IN
+        SELECT s.name, s.queue, q.id
+        FROM pgq.schedule s JOIN pgq.queue q ON q.name = s.queue
+        WHERE coalesce(s.retry_at, s.next_at) <= v_now
+        ORDER BY coalesce(s.retry_at, s.next_at), s.name
+        LIMIT 300
+    LOOP
+        EXIT WHEN v_jobs >= 300;
+        CONTINUE WHEN NOT pg_try_advisory_xact_lock_shared(pgq._queue_key(v_due.id));
+        SELECT * INTO v_schedule FROM pgq.schedule s
+        WHERE s.name = v_due.name AND s.queue = v_due.queue AND coalesce(s.retry_at, s.next_at) <= v_now
+        FOR UPDATE SKIP LOCKED;
+        IF FOUND THEN
+            v_jobs := v_jobs + pgq._fire_one(v_schedule, v_now);
+        END IF;
+    END LOOP;
+    RETURN v_jobs;
+END;
+$$;
+COMMENT ON FUNCTION pgq._fire() IS 'Enqueues the jobs of ticks that have come, some 300 at a time; returns how many';
+
+-- 65_exclusive --------------------------------------------------------------------------------------------------------
+
+CREATE FUNCTION pgq._exclusive_key(name text) RETURNS bigint
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+AS $$ SELECT 8099567386857832448 | (hashtextextended(name COLLATE pg_catalog."C", 0) & 137438953471) $$;
+COMMENT ON FUNCTION pgq._exclusive_key(text) IS 'Advisory lock of a name, held by the one who is exclusive under it';
+
+CREATE OR REPLACE FUNCTION pgq.try_exclusive(name text) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM pgq._require('name', name IS NOT NULL OR NULL, 'any text that all who exclude each other agree on');
+    RETURN pg_try_advisory_xact_lock(pgq._exclusive_key(name));
+END;
+$$;
+COMMENT ON FUNCTION pgq.try_exclusive(text) IS
+    'Whether this transaction is, until it ends, the only one under this name in the database. Never waits. True also if it '
+    'is so already. Under REPEATABLE READ and SERIALIZABLE the transaction may still not see what the one before it wrote. '
+    'Raises 22004';
+
+CREATE TYPE pgq.holder AS (
+    pid int,
+    username text,
+    application_name text,
+    client_addr inet,
+    since timestamptz
+);
+COMMENT ON TYPE pgq.holder IS 'Who is exclusive under a name';
+COMMENT ON COLUMN pgq.holder.pid IS 'Process id of the session; null: a prepared transaction';
+COMMENT ON COLUMN pgq.holder.username IS 'Role';
+COMMENT ON COLUMN pgq.holder.application_name IS 'What the session calls itself';
+COMMENT ON COLUMN pgq.holder.client_addr IS
+    'Where it comes from; null: the same machine, or the owner of pgq may not see it (pg_read_all_stats)';
+COMMENT ON COLUMN pgq.holder.since IS 'When its transaction began; null: the owner of pgq may not see it (pg_read_all_stats)';
+
+CREATE FUNCTION pgq.exclusive_holder(name text) RETURNS SETOF pgq.holder
+    LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM pgq._require('name', name IS NOT NULL OR NULL, 'the name given to pgq.try_exclusive');
+    RETURN QUERY
+    SELECT l.pid, a.usename::text, a.application_name, a.client_addr, a.xact_start
+    FROM pg_locks l
+    LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+    WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+        AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+        AND (l.classid::bigint << 32) | l.objid::bigint = pgq._exclusive_key(name);
+END;
+$$;
+COMMENT ON FUNCTION pgq.exclusive_holder(text) IS
+    'Who is exclusive under this name; no row if nobody is. It takes no lock: by the time you read it, it may have changed. '
+    'Raises 22004';
+
+-- 70_admin ------------------------------------------------------------------------------------------------------------
+
+CREATE FUNCTION pgq._clear_ready(queue pgq.queue) RETURNS bigint
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_live bigint := pg_sequence_last_value('pgq.live');
+    v_lane bigint;
+    v_count bigint;
+    v_total bigint := 0;
+BEGIN
+    FOR v_lane IN
+        SELECT DISTINCT (l.lane & ~255::bigint) | s
+        FROM pgq.line l CROSS JOIN generate_series(0, queue.lanes) s
+        WHERE l.queue_id = queue.id
+        ORDER BY 1
+    LOOP
+        PERFORM pg_advisory_xact_lock(pgq._lane_key(v_lane));
+        FOR v_slot IN 0..15 LOOP
+            CONTINUE WHEN (v_live >> v_slot) & 1 = 0;
+            LOOP
+                v_count := pgq._clear_lane(v_slot, v_lane, 10000, 'cancelled');
+                v_total := v_total + v_count;
+                EXIT WHEN v_count < 10000;
+            END LOOP;
+        END LOOP;
+    END LOOP;
+    RETURN v_total;
+END;
+$$;
+COMMENT ON FUNCTION pgq._clear_ready(pgq.queue) IS 'Cancels all jobs of a queue that can be claimed';
+
+CREATE FUNCTION pgq._clear_scheduled(queue_id int, retries boolean) RETURNS bigint
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_count bigint;
+BEGIN
+    WITH gone AS (
+        DELETE FROM pgq.scheduled s
+        WHERE s.lane >> 16 = _clear_scheduled.queue_id AND (retries IS NULL OR (s.attempt > 1) = retries)
+        RETURNING s.id
+    ), freed AS (
+        DELETE FROM pgq.unique_key k USING gone g WHERE k.job_id = g.id AND k.held_until IS NULL
+    )
+    SELECT count(*) INTO v_count FROM gone;
+    RETURN v_count;
+END;
+$$;
+COMMENT ON FUNCTION pgq._clear_scheduled(int, boolean) IS
+    'Throws away the scheduled jobs of a queue: those that were tried before, those that were not, or all';
+
+CREATE OR REPLACE FUNCTION pgq._clear_queue(queue pgq.queue) RETURNS bigint
+    LANGUAGE plpgsql SET lock_timeout = '5s'
+AS $$
+BEGIN
+    RETURN pgq._clear_ready(queue) + pgq._clear_scheduled(queue.id, NULL);
+END;
+$$;
+
+CREATE FUNCTION pgq.purge_state(queue text, state text) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    SET lock_timeout = '5s'
+AS $$
+DECLARE
+    v_queue pgq.queue := pgq._find_queue(queue);
+    v_count bigint;
+BEGIN
+    PERFORM pgq._read_committed();
+    PERFORM pgq._require('state', state IN ('ready', 'scheduled', 'retrying', 'dead', 'archived'),
+        'ready, scheduled, retrying, dead or archived');
+    CASE state
+        WHEN 'ready' THEN
+            RETURN pgq._clear_ready(v_queue);
+        WHEN 'dead' THEN
+            RETURN pgq.discard_where(queue);
+        WHEN 'archived' THEN
+            DELETE FROM pgq.archive a WHERE a.queue = v_queue.name;
+            GET DIAGNOSTICS v_count = ROW_COUNT;
+            RETURN v_count;
+        ELSE
+            RETURN pgq._clear_scheduled(v_queue.id, state = 'retrying');
+    END CASE;
+END;
+$$;
+COMMENT ON FUNCTION pgq.purge_state(text, text) IS
+    'Of a queue throws away what is in one state and returns how many: ready, scheduled or retrying jobs are cancelled, as '
+    'by pgq.purge; dead: its dead letters, as by pgq.discard_where; archived: the ended attempts that are in the archive by '
+    'now. Raises PQ002, PQ003, 22023, 55P03 if another transaction does not end within five seconds';
+
+CREATE OR REPLACE FUNCTION pgq.drop_queue(queue text, force boolean DEFAULT false) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    SET lock_timeout = '5s'
+AS $$
+DECLARE
+    v_queue pgq.queue := pgq._find_queue(queue);
+    v_started timestamptz := clock_timestamp();
+    v_holders text[];
+    v_count bigint;
+    v_ids bigint[];
+    v_leases bigint[];
+BEGIN
+    PERFORM pgq._read_committed();
+    -- Who has begun to insert jobs ends first, whichever queue they are for; who begins now and means this queue waits for
+    -- the lock, and finds the queue gone. So do claimers.
+    PERFORM pg_advisory_xact_lock(pgq._task_key(4)), pg_advisory_xact_lock(pgq._queue_key(v_queue.id));
+    PERFORM setval('pgq.dropping', (((pg_sequence_last_value('pgq.dropping') >> 23) + 1) << 23) | v_queue.id);
+    v_holders := ARRAY(SELECT DISTINCT h FROM generate_series(0, 15) s, pgq._holders(s) h);
+    WHILE v_holders && ARRAY(
+        SELECT h FROM generate_series(0, 15) s, pgq._holders(s) h
+        EXCEPT
+        SELECT l.virtualtransaction FROM pg_locks l
+        WHERE NOT l.granted AND l.locktype = 'advisory'
+            AND (l.classid::bigint << 32) | l.objid::bigint = pgq._queue_key(v_queue.id)
+    ) LOOP
+        IF clock_timestamp() > v_started + current_setting('lock_timeout')::interval THEN
+            RAISE EXCEPTION USING
+                ERRCODE = 'lock_not_available',
+                MESSAGE = 'a transaction that inserts jobs has not ended within five seconds',
+                DETAIL = format('Transactions that were running: %s.', array_to_string(v_holders, ', ')),
+                HINT = 'Try again when it has ended; pg_locks.virtualtransaction tells whose it is.';
+        END IF;
+        PERFORM pg_sleep(0.01);
+    END LOOP;
+    PERFORM pg_advisory_xact_lock(pgq._lane_key((l.lane & ~255::bigint) | s))
+    FROM (SELECT DISTINCT l.lane FROM pgq.line l WHERE l.queue_id = v_queue.id) l
+    CROSS JOIN generate_series(0, v_queue.lanes) s;
+    SELECT coalesce(sum(s.ready + s.scheduled + s.retrying + s.dead), 0)
+        + (SELECT count(*) FROM generate_series(0, 15) n, pgq._running(n, v_queue.id))
+        + (SELECT count(*) FROM pgq.straggler t WHERE t.lane >> 16 = v_queue.id AND t.kind IS NULL)
+    INTO v_count
+    FROM pgq.stats() s WHERE s.queue = drop_queue.queue;
+    IF v_count > 0 AND force IS NOT TRUE THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'PQ005',
+            MESSAGE = format('queue "%s" is not empty', queue),
+            DETAIL = format('It has %s jobs; pgq.stats() shows in which states.', v_count),
+            HINT = 'Let its workers finish, or drop it with force => true: its jobs are cancelled and its dead letters deleted.';
+    END IF;
+    PERFORM pgq._clear_queue(v_queue);
+    FOR v_slot IN 0..15 LOOP
+        CONTINUE WHEN pg_relation_size(format('pgq.lease_%s', v_slot)::regclass) = 0;
+        SELECT array_agg(r.id), array_agg(r.lease) INTO v_ids, v_leases FROM pgq._running(v_slot, v_queue.id) r;
+        PERFORM pgq._settle_many(v_ids, v_leases, '{cancelled}', NULL, NULL);
+    END LOOP;
+    UPDATE pgq.straggler s SET kind = 'cancelled', finished_at = pgq._now() WHERE s.lane >> 16 = v_queue.id AND s.kind IS NULL;
+    PERFORM pgq.discard_where(queue);
+    DELETE FROM pgq.line l WHERE l.queue_id = v_queue.id;
+    DELETE FROM pgq.unique_key k WHERE k.queue_id = v_queue.id;
+    DELETE FROM pgq.schedule s WHERE s.queue = v_queue.name;
+    DELETE FROM pgq.queue q WHERE q.id = v_queue.id;
+END;
+$$;
+COMMENT ON FUNCTION pgq.drop_queue(text, boolean) IS
+    'Drops a queue and its schedules. With force also if it has jobs: they are cancelled, running ones too, and its dead '
+    'letters deleted. Raises PQ005 if it is not empty, PQ002, PQ003, 55P03 if a transaction that enqueues does not end within '
+    'five seconds';
+
+CREATE OR REPLACE FUNCTION pgq.watch(queues text[]) RETURNS timestamptz
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    SET enable_seqscan = off
+AS $$
+DECLARE
+    v_ids int[];
+    -- A tick that is overdue is somebody's who is about to fire it: nothing to stay awake for.
+    v_overdue CONSTANT timestamptz := pgq._now() - interval '1 second';
+BEGIN
+    PERFORM pgq._require('queues', queues IS NOT NULL OR NULL, 'an array of names of queues');
+    PERFORM pgq._find_queue(u.name) FROM unnest(queues) u (name);
+    PERFORM pg_advisory_lock_shared(pgq._watch_key(q.id)) FROM pgq.queue q WHERE q.name = ANY (queues) AND q.notify;
+    IF pg_sequence_last_value('pgq.watched') < date_part('epoch', pgq._now()) - 5 THEN
+        PERFORM setval('pgq.watched', date_part('epoch', pgq._now())::bigint);
+    END IF;
+    v_ids := ARRAY(SELECT q.id FROM pgq.queue q WHERE q.name = ANY (queues));
+    RETURN (
+        SELECT least(min(n.run_at), (
+            SELECT min(t.due)
+            FROM unnest(queues) u (name)
+            CROSS JOIN LATERAL (
+                -- (queue, due): by the index on both, whatever is planned
+                SELECT s.queue, coalesce(s.retry_at, s.next_at) AS due FROM pgq.schedule s
+                WHERE (s.queue, coalesce(s.retry_at, s.next_at)) > (u.name, v_overdue)
+                ORDER BY s.queue, coalesce(s.retry_at, s.next_at) LIMIT 1
+            ) t
+            WHERE t.queue = u.name
+        ))
+        FROM unnest(v_ids) q (id)
+        CROSS JOIN LATERAL (
+            SELECT s.run_at FROM pgq.scheduled s
+            WHERE s.lane >> 16 = q.id AND s.run_at >= pgq._marked('promote')
+            ORDER BY s.run_at LIMIT 1
+        ) n
+    );
+END;
+$$;
+COMMENT ON FUNCTION pgq.watch(text[]) IS
+    'Registers this session as waiting for jobs of these queues, until pgq.unwatch or its end: enqueue then notifies channel '
+    '"pgq", payload the queue''s name. LISTEN pgq first, watch, claim once more, then sleep. Returns when the next scheduled '
+    'or recurring job of these queues is due. If nobody watches anew for a minute, producers stop looking: unwatch and watch '
+    'again before. Needs a session of its own: not for transaction pooling. Raises PQ002';
+
+-- 75_dead -------------------------------------------------------------------------------------------------------------
+
+CREATE TYPE pgq.dead_letter AS (
+    id bigint,
+    queue text,
+    task text,
+    payload jsonb,
+    priority int,
+    attempt int,
+    max_attempts int,
+    enqueued_at timestamptz,
+    died_at timestamptz,
+    error text,
+    headers jsonb,
+    history jsonb
+);
+COMMENT ON TYPE pgq.dead_letter IS 'A job that failed for good';
+COMMENT ON COLUMN pgq.dead_letter.id IS 'Job id';
+COMMENT ON COLUMN pgq.dead_letter.queue IS 'Queue';
+COMMENT ON COLUMN pgq.dead_letter.task IS 'What to do';
+COMMENT ON COLUMN pgq.dead_letter.payload IS 'Arguments';
+COMMENT ON COLUMN pgq.dead_letter.priority IS 'Priority, lower runs first';
+COMMENT ON COLUMN pgq.dead_letter.attempt IS 'Attempts made';
+COMMENT ON COLUMN pgq.dead_letter.max_attempts IS 'Attempts allowed; null: what the queue says';
+COMMENT ON COLUMN pgq.dead_letter.enqueued_at IS 'When the job was first enqueued';
+COMMENT ON COLUMN pgq.dead_letter.died_at IS 'When its last attempt failed';
+COMMENT ON COLUMN pgq.dead_letter.error IS 'The last error';
+COMMENT ON COLUMN pgq.dead_letter.headers IS 'Metadata';
+COMMENT ON COLUMN pgq.dead_letter.history IS 'Errors of all attempts: array of {attempt, at, error, worker}';
+
+CREATE FUNCTION pgq.dead_letters(
+    queue text,
+    task text DEFAULT NULL,
+    error text DEFAULT NULL,
+    since timestamptz DEFAULT NULL,
+    before timestamptz DEFAULT NULL,
+    after_id bigint DEFAULT NULL,
+    n int DEFAULT 100
+) RETURNS SETOF pgq.dead_letter
+    LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    SET enable_seqscan = off SET enable_bitmapscan = off SET plan_cache_mode = force_custom_plan SET jit = off
+AS $$
+DECLARE
+    v_queue pgq.queue := pgq._find_queue(queue);
+BEGIN
+    PERFORM pgq._require('n', n BETWEEN 1 AND 100000, 'between 1 and 100000');
+    RETURN QUERY
+    SELECT d.id, v_queue.name, d.task, d.payload, pgq._priority(d.lane), d.attempt::int, d.max_attempts::int,
+        d.enqueued_at, d.died_at, d.error, d.headers, d.history
+    FROM pgq.dead d
+    WHERE d.lane >> 16 = v_queue.id
+        AND (after_id IS NULL OR d.id > after_id)
+        AND (dead_letters.task IS NULL OR d.task = dead_letters.task)
+        AND (dead_letters.error IS NULL OR strpos(d.error, dead_letters.error) > 0)
+        AND (since IS NULL OR d.died_at >= since)
+        AND (before IS NULL OR d.died_at < before)
+    ORDER BY d.id
+    LIMIT n;
+END;
+$$;
+COMMENT ON FUNCTION pgq.dead_letters(text, text, text, timestamptz, timestamptz, bigint, int) IS
+    'Up to n dead letters of a queue (1 to 100000) in the order of their ids: of a task, with this text in their last error, '
+    'that died since or before a time; null: any. The next page: after_id => the last id of this one. Raises PQ002, 22023';
+
+CREATE FUNCTION pgq._take_dead(
+    queue_id int, ids bigint[], task text, error text, since timestamptz, before timestamptz, n int
+) RETURNS SETOF pgq.dead
+    LANGUAGE plpgsql
+    SET enable_seqscan = off SET enable_bitmapscan = off SET plan_cache_mode = force_custom_plan SET jit = off
+AS $$
+BEGIN
+    IF n IS NOT NULL THEN
+        PERFORM pgq._require('n', n > 0, 'null (all) or at least 1');
+    END IF;
+    RETURN QUERY
+    WITH picked AS MATERIALIZED (
+        SELECT d.id FROM pgq.dead d
+        WHERE d.lane >> 16 = queue_id
+            AND (ids IS NULL OR d.id = ANY (ids))
+            AND (_take_dead.task IS NULL OR d.task = _take_dead.task)
+            AND (_take_dead.error IS NULL OR strpos(d.error, _take_dead.error) > 0)
+            AND (since IS NULL OR d.died_at >= since)
+            AND (before IS NULL OR d.died_at < before)
+        ORDER BY d.id
+        LIMIT n
+        FOR UPDATE
+    )
+    DELETE FROM pgq.dead d USING picked p WHERE d.id = p.id RETURNING d.*;
+END;
+$$;
+COMMENT ON FUNCTION pgq._take_dead(int, bigint[], text, text, timestamptz, timestamptz, int) IS
+    'Deletes dead letters of a queue and returns them';
+
+CREATE FUNCTION pgq._redrive(
+    queue text, ids bigint[], task text, error text, since timestamptz, before timestamptz, n int, per_second float8
+) RETURNS bigint
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_slot int := pgq._hold();
+    v_queue pgq.queue := pgq._producing(queue);
+    v_now CONSTANT timestamptz := pgq._now();
+    v_count bigint;
+BEGIN
+    WITH gone AS MATERIALIZED (
+        SELECT d.*, pgq._lane(v_queue.id, pgq._priority(d.lane), (d.id % v_queue.shards)::int + 1) AS home
+        FROM pgq._take_dead(v_queue.id, ids, task, error, since, before, n) d
+    ), ready AS (
+        INSERT INTO pgq.job (lane, xid, id, enqueued_at, slot, attempt, max_attempts, task, payload, headers, history)
+        SELECT g.home, pg_current_xact_id(), g.id, g.enqueued_at, v_slot, 1, g.max_attempts, g.task, g.payload,
+            g.headers, g.history
+        FROM gone g WHERE per_second IS NULL
+    ), later AS (
+        INSERT INTO pgq.scheduled (run_at, id, lane, enqueued_at, attempt, max_attempts, task, payload, headers, history)
+        SELECT v_now + (row_number() OVER (ORDER BY g.id) - 1) / per_second * interval '1 second', g.id, g.home,
+            g.enqueued_at, 1, g.max_attempts, g.task, g.payload, g.headers, g.history
+        FROM gone g WHERE per_second IS NOT NULL
+    )
+    SELECT count(*) INTO v_count FROM gone;
+    IF v_count > 0 AND per_second IS NULL THEN
+        PERFORM pgq._wake(v_queue.id, queue);
+    END IF;
+    RETURN v_count;
+END;
+$$;
+COMMENT ON FUNCTION pgq._redrive(text, bigint[], text, text, timestamptz, timestamptz, int, float8) IS
+    'Sends dead letters back to work, at once or one after the other';
+
+CREATE OR REPLACE FUNCTION pgq.redrive(queue text, ids bigint[] DEFAULT NULL) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN pgq._redrive(queue, ids, NULL, NULL, NULL, NULL, NULL, NULL);
+END;
+$$;
+
+CREATE FUNCTION pgq.redrive_where(
+    queue text,
+    task text DEFAULT NULL,
+    error text DEFAULT NULL,
+    since timestamptz DEFAULT NULL,
+    before timestamptz DEFAULT NULL,
+    n int DEFAULT NULL,
+    per_second float8 DEFAULT NULL
+) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF per_second IS NOT NULL THEN
+        PERFORM pgq._require('per_second', per_second BETWEEN 0.001 AND 1000000,
+            'null (all at once) or between 0.001 and 1000000');
+    END IF;
+    RETURN pgq._redrive(queue, NULL, task, error, since, before, n, per_second);
+END;
+$$;
+COMMENT ON FUNCTION pgq.redrive_where(text, text, text, timestamptz, timestamptz, int, float8) IS
+    'Sends dead letters back to work as pgq.redrive does, those that pgq.dead_letters would list, of the lowest ids n at '
+    'most. per_second: not all at once, but so many each second, as scheduled jobs from now on, so that what has just '
+    'recovered is not flooded. Returns how many. Raises PQ002, 22023';
+
+CREATE FUNCTION pgq.discard(queue text, ids bigint[]) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_queue pgq.queue := pgq._find_queue(queue);
+BEGIN
+    PERFORM pgq._require('ids', ids IS NOT NULL OR NULL, 'an array of job ids');
+    RETURN (SELECT count(*) FROM pgq._take_dead(v_queue.id, ids, NULL, NULL, NULL, NULL, NULL));
+END;
+$$;
+COMMENT ON FUNCTION pgq.discard(text, bigint[]) IS
+    'Throws dead letters of a queue away, those with these ids; their attempts stay in the archive as long as it keeps them. '
+    'Returns how many. Raises PQ002, 22004';
+
+CREATE FUNCTION pgq.discard_where(
+    queue text,
+    task text DEFAULT NULL,
+    error text DEFAULT NULL,
+    since timestamptz DEFAULT NULL,
+    before timestamptz DEFAULT NULL,
+    n int DEFAULT NULL
+) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_queue pgq.queue := pgq._find_queue(queue);
+BEGIN
+    RETURN (SELECT count(*) FROM pgq._take_dead(v_queue.id, NULL, task, error, since, before, n));
+END;
+$$;
+COMMENT ON FUNCTION pgq.discard_where(text, text, text, timestamptz, timestamptz, int) IS
+    'Throws dead letters of a queue away as pgq.discard does, those that pgq.dead_letters would list, of the lowest ids n at '
+    'most; without conditions all of them. Returns how many. Raises PQ002, 22023';
+
+-- 80_observe ----------------------------------------------------------------------------------------------------------
+
+CREATE FUNCTION pgq._lease_of_0(lane bigint, xid xid8, job bigint, attempt int) RETURNS bigint
+    LANGUAGE plpgsql STABLE
+AS $$
+BEGIN
+    RETURN (
+        WITH RECURSIVE search (low, high, found) AS (
+            SELECT b.first - 1, b.last, b.last
+            FROM (
+                SELECT
+                    (SELECT l.id FROM pgq.lease_0 l WHERE l.lane = _lease_of_0.lane ORDER BY l.lane, l.id LIMIT 1),
+                    (SELECT l.id FROM pgq.lease_0 l WHERE l.lane = _lease_of_0.lane ORDER BY l.lane DESC, l.id DESC LIMIT 1)
+            ) b (first, last)
+            UNION ALL
+            SELECT CASE WHEN n.before THEN n.id ELSE s.low END,
+                CASE WHEN n.before THEN s.high ELSE s.low + (s.high - s.low) / 2 END,
+                CASE WHEN n.before OR n.id > s.high THEN s.found ELSE n.id END
+            FROM search s
+            CROSS JOIN LATERAL (
+                SELECT l.id, (l.cursor_xid, l.cursor_id) < (_lease_of_0.xid, job) AS before FROM pgq.lease_0 l
+                WHERE l.lane = _lease_of_0.lane AND l.id > s.low + (s.high - s.low) / 2
+                ORDER BY l.lane, l.id LIMIT 1
+            ) n
+            WHERE s.low < s.high
+        )
+        SELECT coalesce(
+            (
+                SELECT l.id FROM pgq.lease_0 l
+                WHERE l.id = (SELECT min(s.found) FROM search s) AND job = ANY (l.job_ids)
+                    AND xid <> ALL (coalesce(l.open_xids, '{}'))
+            ), (
+                SELECT l.id FROM pgq.lease_0 l
+                WHERE l.lane = _lease_of_0.lane AND job = ANY (l.job_ids)
+                    AND coalesce(l.attempts[array_position(l.job_ids, job)], 1) = attempt
+                ORDER BY l.lane DESC, l.id DESC
+                LIMIT 1
+            )
+        )
+    );
+END;
+$$;
+COMMENT ON FUNCTION pgq._lease_of_0(bigint, xid8, bigint, int) IS 'The lease in segment 0 under which a job was taken; null: none';
+
+SELECT pgq._for_each_slot('pgq._lease_of_0(bigint,xid8,bigint,int)');
+
+CREATE OR REPLACE FUNCTION pgq._find_0(job bigint) RETURNS SETOF pgq.job_state
+    LANGUAGE plpgsql STABLE
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT j.id, q.name, j.task,
+        CASE
+            WHEN l.id IS NULL THEN 'ready'
+            WHEN o.kind IS NULL THEN 'running'
+            WHEN o.kind IN ('done', 'cancelled') THEN o.kind::text
+            ELSE 'gone'
+        END,
+        j.attempt::int, j.enqueued_at, NULL::timestamptz, l.claimed_at, o.at,
+        coalesce(o.result, o.results[array_position(l.job_ids, job)]), coalesce(o.error, j.history -> -1 ->> 'error')
+    FROM (
+        -- A redriven job begins again with attempt 1, and a longer history; one that was released twice is there twice.
+        SELECT DISTINCT ON (j.lane, j.attempt) * FROM pgq.job_0 j WHERE j.id = job
+        ORDER BY j.lane, j.attempt, jsonb_array_length(j.history) DESC NULLS LAST, j.xid DESC
+    ) j
+    JOIN pgq.queue q ON q.id = j.lane >> 16
+    LEFT JOIN LATERAL (
+        SELECT l.cursor_xid, l.cursor_id, l.open_xids, l.late_xid, l.late_id
+        FROM pgq.lease_0 l WHERE l.lane = j.lane ORDER BY l.lane DESC, l.id DESC LIMIT 1
+    ) c ON true
+    LEFT JOIN pgq.lease_0 l ON (j.xid, j.id) <= (c.cursor_xid, c.cursor_id)
+        AND (j.xid <> ALL (coalesce(c.open_xids, '{}')) OR j.xid = c.late_xid AND j.id <= c.late_id)
+        AND l.id = pgq._lease_of_0(j.lane, j.xid, j.id, j.attempt::int) AND l.job_ids IS NOT NULL
+    LEFT JOIN pgq.outcome_0 o ON o.lease_id = l.id AND o.job_id IN (0, j.id) AND o.kind <> 'split';
+END;
+$$;
+
+DROP FUNCTION pgq._find(int, bigint);
+SELECT pgq._for_each_slot('pgq._find_0(bigint)');
+
+CREATE TYPE pgq.job_attempt AS (
+    attempt int,
+    state text,
+    lease bigint,
+    worker text,
+    started_at timestamptz,
+    finished_at timestamptz,
+    expires_at timestamptz,
+    result jsonb,
+    error text,
+    progress jsonb
+);
+COMMENT ON TYPE pgq.job_attempt IS 'One attempt of a job';
+COMMENT ON COLUMN pgq.job_attempt.attempt IS 'Number of the attempt, from 1; a redriven job begins again';
+COMMENT ON COLUMN pgq.job_attempt.state IS
+    'running, or how it ended: done, retry (failed, there is another), dead (failed for good), expired (its lease ended), '
+    'released, cancelled';
+COMMENT ON COLUMN pgq.job_attempt.lease IS 'The lease that holds or held it; null if only the job''s history knows of it';
+COMMENT ON COLUMN pgq.job_attempt.worker IS 'Who claimed it, as the worker calls itself';
+COMMENT ON COLUMN pgq.job_attempt.started_at IS 'When it was claimed; null if only the job''s history knows of it';
+COMMENT ON COLUMN pgq.job_attempt.finished_at IS 'When it ended; null: it is running';
+COMMENT ON COLUMN pgq.job_attempt.expires_at IS 'When the lease ends, if it is running';
+COMMENT ON COLUMN pgq.job_attempt.result IS 'What the handler returned';
+COMMENT ON COLUMN pgq.job_attempt.error IS 'Why it failed';
+COMMENT ON COLUMN pgq.job_attempt.progress IS 'What it told last with pgq.progress, if it is running';
+
+CREATE FUNCTION pgq._tried(slot int, job bigint) RETURNS SETOF pgq.job_attempt
+    LANGUAGE plpgsql STABLE
+AS $$
+BEGIN
+    RETURN QUERY EXECUTE format($sql$
+        SELECT coalesce(l.attempts[l.position], 1)::int, coalesce(o.kind::text, 'running'), l.id, l.worker, l.claimed_at,
+            o.at, CASE WHEN o.kind IS NULL THEN x.expires_at END, coalesce(o.result, o.results[l.position]), o.error,
+            NULL::jsonb
+        FROM (SELECT DISTINCT j.lane FROM pgq.job_%1$s j WHERE j.id = $1) j
+        CROSS JOIN LATERAL (
+            SELECT l.*, array_position(l.job_ids, $1) AS position
+            FROM pgq.lease_%1$s l WHERE l.lane = j.lane AND $1 = ANY (l.job_ids) OFFSET 0
+        ) l
+        CROSS JOIN LATERAL (
+            SELECT max(x.expires_at) AS expires_at
+            FROM (SELECT x.expires_at FROM pgq.lease_%1$s x WHERE x.id = l.id OFFSET 0) x
+        ) x
+        LEFT JOIN LATERAL (
+            SELECT * FROM pgq.outcome_%1$s o
+            WHERE o.lease_id = l.id AND o.job_id IN (0, $1) AND o.kind <> 'split' OFFSET 0
+        ) o ON true
+        WHERE (o.kind IN ('carried', 'moved')) IS NOT TRUE
+    $sql$, slot) USING job;
+END;
+$$;
+COMMENT ON FUNCTION pgq._tried(int, bigint) IS 'The attempts of a job that a segment knows of';
+
+CREATE FUNCTION pgq._failures(job bigint) RETURNS SETOF pgq.job_attempt
+    LANGUAGE plpgsql STABLE
+AS $$
+DECLARE
+    v_query text := (
+        SELECT string_agg(format('SELECT j.attempt, j.history FROM pgq.%I j WHERE j.id = $1', n.name), ' UNION ALL ')
+        FROM (
+            SELECT 'job_' || s FROM generate_series(0, 15) s
+            WHERE pg_relation_size(format('pgq.job_%s', s)::regclass) > 0
+            UNION ALL
+            SELECT unnest('{scheduled,dead,straggler}'::text[])
+        ) n (name)
+    );
+BEGIN
+    RETURN QUERY EXECUTE format($sql$
+        SELECT h.attempt,
+            CASE WHEN h.error = 'lease expired' THEN 'expired' WHEN h.next = h.attempt + 1 THEN 'retry' ELSE 'dead' END,
+            NULL::bigint, h.worker, NULL::timestamptz, h.at, NULL::timestamptz, NULL::jsonb, h.error, NULL::jsonb
+        FROM (
+            SELECT (e.entry ->> 'attempt')::int AS attempt, (e.entry ->> 'at')::timestamptz AS at,
+                e.entry ->> 'error' AS error, e.entry ->> 'worker' AS worker,
+                lead((e.entry ->> 'attempt')::int, 1, j.attempt::int) OVER (ORDER BY e.n) AS next
+            FROM (
+                SELECT * FROM (%s) j WHERE j.history IS NOT NULL ORDER BY jsonb_array_length(j.history) DESC LIMIT 1
+            ) j
+            CROSS JOIN LATERAL jsonb_array_elements(j.history) WITH ORDINALITY e (entry, n)
+        ) h
+    $sql$, v_query) USING job;
+END;
+$$;
+COMMENT ON FUNCTION pgq._failures(bigint) IS 'The attempts in the history of a job that has not ended well';
+
+CREATE FUNCTION pgq.attempts(id bigint) RETURNS SETOF pgq.job_attempt
+    LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET jit = off
+AS $$
+BEGIN
+    PERFORM pgq._require('id', id IS NOT NULL OR NULL, 'the id of a job');
+    RETURN QUERY
+    WITH known AS MATERIALIZED (
+        -- What is being archived is there twice.
+        SELECT DISTINCT ON (k.lease) k.*
+        FROM (
+            SELECT t.* FROM generate_series(0, 15) s CROSS JOIN LATERAL pgq._tried(s, attempts.id) t
+            WHERE pg_relation_size(format('pgq.job_%s', s)::regclass) > 0
+            UNION ALL
+            SELECT s.attempt::int, coalesce(s.kind::text, 'running'), s.lease, s.worker, s.claimed_at, s.finished_at,
+                CASE WHEN s.kind IS NULL THEN s.expires_at END, s.result, s.error, NULL
+            FROM pgq.straggler s WHERE s.id = attempts.id
+            UNION ALL
+            SELECT a.attempt::int, a.kind::text, a.lease, a.worker, a.started_at, a.finished_at, NULL, a.result, a.error,
+                NULL
+            FROM pgq.archive a WHERE a.id = attempts.id
+        ) k
+        ORDER BY k.lease
+    ), failed AS MATERIALIZED (
+        SELECT * FROM pgq._failures(attempts.id)
+    )
+    SELECT k.attempt, k.state, k.lease, k.worker, k.started_at, k.finished_at, k.expires_at, k.result, k.error,
+        CASE WHEN k.state = 'running' THEN (
+            SELECT p.value FROM pgq.progress p WHERE p.id = attempts.id AND p.lease = k.lease
+        ) END
+    FROM known k
+    UNION ALL
+    -- The archive may have been without them, or have dropped them. The history is written just before the outcome.
+    SELECT f.* FROM failed f
+    WHERE NOT EXISTS (
+        SELECT FROM known k
+        WHERE k.attempt = f.attempt AND k.state IN ('retry', 'dead', 'expired') AND k.finished_at >= f.finished_at
+            AND NOT EXISTS (
+                SELECT FROM failed n
+                WHERE n.attempt = f.attempt AND n.finished_at > f.finished_at AND n.finished_at <= k.finished_at
+            )
+    )
+    ORDER BY finished_at NULLS LAST, lease;
+END;
+$$;
+COMMENT ON FUNCTION pgq.attempts(bigint) IS
+    'Every attempt of a job in the order of time: from the segments, the archive and, as far as those know no more, the '
+    'history of a job that failed. Released attempts are known until their segment is retired. No rows: it was never '
+    'claimed, or its archive was dropped';
+
+CREATE FUNCTION pgq._running_since_0(job bigint, lease bigint) RETURNS timestamptz
+    LANGUAGE plpgsql STABLE
+AS $$
+BEGIN
+    RETURN (
+        SELECT l.claimed_at FROM pgq.lease_0 l
+        WHERE l.id = lease AND job = ANY (l.job_ids)
+            AND NOT EXISTS (
+                SELECT FROM pgq.outcome_0 o
+                WHERE o.lease_id = l.id AND o.job_id IN (0, job) AND o.kind <> 'split' OFFSET 0
+            )
+    );
+END;
+$$;
+COMMENT ON FUNCTION pgq._running_since_0(bigint, bigint) IS
+    'When an attempt in segment 0 was claimed; null: it has ended, or was moved';
+
+SELECT pgq._for_each_slot('pgq._running_since_0(bigint,bigint)');
+
+CREATE FUNCTION pgq._running_since(id bigint, lease bigint) RETURNS timestamptz
+    LANGUAGE plpgsql STABLE
+AS $$
+BEGIN
+    RETURN coalesce(
+        pgq._running_since((lease & 15)::int, id, lease),
+        (
+            SELECT s.claimed_at FROM pgq.straggler s
+            WHERE s.id = _running_since.id AND s.lease = _running_since.lease AND s.kind IS NULL
+        )
+    );
+END;
+$$;
+COMMENT ON FUNCTION pgq._running_since(bigint, bigint) IS 'When an attempt was claimed; null: it has ended';
+
+CREATE FUNCTION pgq.progress(id bigint, lease bigint, value jsonb) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    SET enable_seqscan = off SET enable_bitmapscan = off
+    SET plan_cache_mode = force_generic_plan SET jit = off
+AS $$
+DECLARE
+    v_now CONSTANT timestamptz := pgq._now();
+    v_since timestamptz;
+BEGIN
+    PERFORM pgq._require('value', octet_length(value::text) <= 1000, 'JSON of at most 1000 bytes');
+    v_since := pgq._running_since(id, lease);
+    IF v_since IS NULL THEN
+        PERFORM pgq._lost(id, lease);
+    END IF;
+    PERFORM FROM pgq.progress p
+    WHERE p.id = progress.id AND p.lease = progress.lease AND p.at <= v_now
+        AND p.at > v_now - greatest(interval '1 second', (v_now - v_since) / 100);
+    IF FOUND THEN
+        RETURN false;
+    END IF;
+    INSERT INTO pgq.progress AS p (id, lease, at, value)
+    VALUES (progress.id, progress.lease, v_now, progress.value)
+    ON CONFLICT ON CONSTRAINT progress_id_lease_pkey DO UPDATE SET at = excluded.at, value = excluded.value;
+    RETURN true;
+END;
+$$;
+COMMENT ON FUNCTION pgq.progress(bigint, bigint, jsonb) IS
+    'Tells how far a claimed job is: a number, an object, whatever its readers understand, up to 1000 bytes as text. '
+    'pgq.job_progress and pgq.attempts show it when the transaction is committed, until the attempt ends. False: left out, '
+    'because the last report is less than a second old, or less than a hundredth of the time that the attempt has run. '
+    'Raises PQ001 if the lease is lost, 22023';
+
+CREATE FUNCTION pgq.job_progress(id bigint) RETURNS jsonb
+    LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET jit = off
+AS $$
+BEGIN
+    PERFORM pgq._require('id', id IS NOT NULL OR NULL, 'the id of a job');
+    RETURN (
+        SELECT p.value FROM pgq.progress p
+        WHERE p.id = job_progress.id AND pgq._running_since(p.id, p.lease) IS NOT NULL
+        ORDER BY p.at DESC
+        LIMIT 1
+    );
+END;
+$$;
+COMMENT ON FUNCTION pgq.job_progress(bigint) IS
+    'What a running job told last with pgq.progress; null: nothing, or it is not running. Cheap enough to be asked often';
+
+CREATE FUNCTION pgq._forget_progress() RETURNS void
+    LANGUAGE plpgsql SET enable_bitmapscan = off SET plan_cache_mode = force_generic_plan SET jit = off
+AS $$
+BEGIN
+    DELETE FROM pgq.progress p
+    USING (
+        SELECT p.id, p.lease FROM pgq.progress p WHERE pgq._running_since(p.id, p.lease) IS NULL FOR UPDATE SKIP LOCKED
+    ) ended
+    WHERE p.id = ended.id AND p.lease = ended.lease;
+END;
+$$;
+COMMENT ON FUNCTION pgq._forget_progress() IS 'Removes the progress of attempts that have ended';
+
+CREATE OR REPLACE FUNCTION pgq.version() RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+AS $$ SELECT '0.2.0'::pg_catalog.text $$;
+
+CREATE OR REPLACE FUNCTION pgq.doctor() RETURNS SETOF pgq.finding
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_database oid := (SELECT d.oid FROM pg_database d WHERE d.datname = current_database());
+BEGIN
+    -- Lanes that a claimer has held for long: its transaction is still open.
+    RETURN QUERY
+    SELECT 'error', 'stuck_lane', format('queue %s', coalesce(q.name, '?')),
+        format('session %s has held %s of its lanes since %s', l.pid, count(*), min(a.xact_start)),
+        format('Claim in short transactions. To free the lanes: SELECT pg_terminate_backend(%s).', l.pid)
+    FROM (
+        SELECT l.pid, (l.classid::bigint << 32) | l.objid::bigint AS key
+        FROM pg_locks l
+        WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted AND l.database = v_database
+            AND l.mode = 'ExclusiveLock'
+    ) l
+    JOIN pg_stat_activity a ON a.pid = l.pid  -- whose xact_start only members of pg_read_all_stats see of others
+    LEFT JOIN pgq.queue q ON q.id = (l.key - pgq._lane_key(0)) >> 16
+    WHERE l.key > pgq._lane_key(0) AND l.key < pgq._watch_key(0) AND l.pid <> pg_backend_pid()
+        AND a.xact_start < pgq._now() - interval '5 seconds'
+    GROUP BY l.pid, q.name;
+
+    -- Segments that cannot go on, and who is in the way.
+    RETURN QUERY
+    SELECT 'warning', 'segment_held', format('segment %s', s.slot),
+        format('sealed at %s, but session %s may still insert into it', s.sealed_at, coalesce(l.pid::text, '(prepared transaction)')),
+        'End that transaction. Until then the segment cannot be retired; claims go on.'
+    FROM pgq.segment s
+    JOIN pg_locks l ON l.locktype = 'relation' AND l.mode = 'RowExclusiveLock' AND l.granted
+        AND l.database = v_database AND l.relation = format('pgq.job_%s', s.slot)::regclass
+    WHERE s.state = 'sealed' AND s.sealed_at < pgq._now() - interval '1 minute';
+    RETURN QUERY
+    SELECT 'warning', 'segment_waiting', format('segment %s', s.slot),
+        format('%s jobs of queue %s have not been claimed since it was sealed at %s', sum(w.jobs), q.name, s.sealed_at),
+        'Start workers for the queue, or pgq.purge it.'
+    FROM pgq.segment s CROSS JOIN LATERAL pgq._waiting(s.slot) w JOIN pgq.queue q ON q.id = w.lane >> 16
+    WHERE s.state = 'closed' AND s.sealed_at < pgq._now() - interval '10 minutes'
+    GROUP BY s.slot, s.sealed_at, q.name;
+    RETURN QUERY
+    SELECT 'warning', 'segment_running', format('segment %s', s.slot),
+        format('all its jobs were claimed by %s, but some are still running', s.claimed_at),
+        'Nothing, if the jobs are long. pgq.maintain moves them out of the way.'
+    FROM pgq.segment s
+    WHERE s.state = 'claimed' AND s.claimed_at < pgq._now() - interval '10 minutes';
+    RETURN QUERY
+    SELECT 'warning', 'segment_locked', format('segment %s', s.slot),
+        format('session %s holds %s, so the segment cannot be truncated', coalesce(l.pid::text, '(prepared transaction)'),
+            l.relation::regclass),
+        'Wait for the end of that transaction (a dump?), or terminate it.'
+    FROM pgq.segment s
+    JOIN pg_locks l ON l.locktype = 'relation' AND l.database = v_database AND l.pid IS DISTINCT FROM pg_backend_pid()
+        AND l.relation IN (
+            format('pgq.job_%s', s.slot)::regclass, format('pgq.lease_%s', s.slot)::regclass,
+            format('pgq.outcome_%s', s.slot)::regclass
+        )
+    WHERE s.state = 'archived';
+    RETURN QUERY
+    SELECT CASE WHEN count(*) = 0 THEN 'error' ELSE 'warning' END, 'ring_full', 'the ring',
+        format('%s of 16 segments are free', count(*)),
+        'Look at what the other findings say about segments. When none is free, the open segment grows.'
+    FROM generate_series(0, 15) n
+    WHERE NOT EXISTS (SELECT FROM pgq.segment s WHERE s.slot = n AND s.state <> 'free')
+    HAVING count(*) <= 2;
+
+    -- Recurring jobs that cannot be enqueued.
+    RETURN QUERY
+    SELECT 'error', 'schedule_failed', format('schedule %s', s.name),
+        format('the tick of %s could not be enqueued: %s', s.next_at, s.error),
+        format('It is tried again every minute. Correct it with pgq.schedule, or SELECT pgq.unschedule(%L).', s.name)
+    FROM pgq.schedule s WHERE s.retry_at IS NOT NULL;
+
+    -- Jobs, and nobody takes them.
+    RETURN QUERY
+    SELECT 'warning', 'no_claims', format('queue %s', s.queue),
+        format('%s jobs are ready, the oldest since %s, and no lease is running', s.ready, s.oldest_ready),
+        CASE WHEN s.paused THEN format('The queue is paused: SELECT pgq.resume(%L).', s.queue)
+            ELSE 'Start a worker for it.' END
+    FROM pgq.stats() s
+    WHERE s.ready > 0 AND s.running = 0 AND s.oldest_ready > interval '1 minute';
+    RETURN QUERY
+    SELECT 'warning', 'not_maintained', 'pgq.maintain',
+        format('last run: %s', CASE WHEN isfinite(pgq._marked('tidy')) THEN pgq._marked('tidy')::text ELSE 'never' END),
+        'Run a worker, or call SELECT pgq.maintain() about once a second.'
+    WHERE pgq._marked('tidy') < pgq._now() - interval '3 minutes' AND EXISTS (SELECT FROM pgq.queue);
+END;
+$$;
+
+-- 85_wait -------------------------------------------------------------------------------------------------------------
+
+CREATE PROCEDURE pgq.wait(
+    id bigint,
+    timeout interval DEFAULT '1 minute',
+    INOUT state text DEFAULT NULL,
+    INOUT result jsonb DEFAULT NULL,
+    INOUT error text DEFAULT NULL
+)
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_since CONSTANT timestamptz := pgq._now();
+    v_waited interval;
+    v_unknown int := 0;
+BEGIN
+    CALL pgq._outside_of_a_transaction_block();
+    LOOP
+        SELECT s.state, s.result, s.error INTO wait.state, wait.result, wait.error FROM pgq.job_status(wait.id) s;
+        IF NOT FOUND THEN
+            state := 'not found';
+            v_unknown := v_unknown OPERATOR(pg_catalog.+) 1;
+        END IF;
+        v_waited := pgq._now() OPERATOR(pg_catalog.-) v_since;
+        COMMIT;
+        EXIT WHEN state OPERATOR(pg_catalog.=) ANY ('{done,dead,cancelled}')
+            OR v_unknown OPERATOR(pg_catalog.=) 2
+            OR v_waited OPERATOR(pg_catalog.>=) timeout;
+        PERFORM pgq._nap(v_waited);
+        COMMIT;
+    END LOOP;
+END;
+$$;
+COMMENT ON PROCEDURE pgq.wait (bigint, interval, text, jsonb, text) IS
+    'Waits until a job is done, dead or cancelled, but no longer than timeout (null: for ever), in one short transaction '
+    'after the other. Returns its state, result and last error, as pgq.job_status does; after a timeout the state is the one '
+    'it is in; ''not found'': it is unknown, not committed, or its archive was dropped. Raises 2D000 inside of a transaction '
+    'block, 22004';
+
+-- 90_grant ------------------------------------------------------------------------------------------------------------
+
+CREATE OR REPLACE FUNCTION pgq._grant(role regrole, functions regproc[]) RETURNS void
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    PERFORM pgq._require('role', role IS NOT NULL OR NULL, 'the name of a role');
+    EXECUTE format('GRANT USAGE ON SCHEMA pgq TO %s', role);
+    EXECUTE (
+        SELECT string_agg(format('GRANT EXECUTE ON ROUTINE %s TO %s', f::regprocedure, role), '; ')
+        FROM unnest(functions) f
+    );
+END;
+$$;
+
+CREATE OR REPLACE FUNCTION pgq.grant_producer(role regrole) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM pgq._grant(role, '{
+        pgq.enqueue, pgq.enqueue_many, pgq.enqueue_unique, pgq.enqueue_unique_many, pgq.enqueue_row, pgq.enqueue_rows,
+        pgq.version
+    }');
+END;
+$$;
+
+CREATE OR REPLACE FUNCTION pgq.grant_consumer(role regrole) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM pgq._grant(role, '{
+        pgq.claim, pgq.ack, pgq.ack_many, pgq.reject, pgq.reject_many, pgq.extend, pgq.extend_many, pgq.release, pgq.snooze,
+        pgq.snooze_many, pgq.cancel_requested, pgq.progress, pgq.watch, pgq.unwatch, pgq.maintain, pgq.promote, pgq.reap,
+        pgq.rotate, pgq.try_exclusive, pgq.exclusive_holder, pgq.version,
+        pgq.work, pgq._outside_of_a_transaction_block, pgq._handler, pgq._nap, pgq._now
+    }');
+END;
+$$;
+
+CREATE OR REPLACE FUNCTION pgq.grant_admin(role regrole) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM pgq.grant_producer(role);
+    PERFORM pgq.grant_consumer(role);
+    PERFORM pgq._grant(role, '{
+        pgq.create_queue, pgq.alter_queue, pgq.set_unique, pgq.drop_queue, pgq.pause, pgq.resume, pgq.purge,
+        pgq.purge_state, pgq.cancel, pgq.cancel_many, pgq.reschedule, pgq.set_priority, pgq.schedule, pgq.unschedule,
+        pgq.next_runs, pgq.dead_letters, pgq.redrive, pgq.redrive_where, pgq.discard, pgq.discard_where,
+        pgq.job_status, pgq.wait, pgq.attempts, pgq.job_progress, pgq.stats, pgq.doctor,
+        pgq.grant_producer, pgq.grant_consumer, pgq.grant_admin
+    }');
+    EXECUTE format('GRANT SELECT ON pgq.queue_stats, pgq.archive, pgq.schedule TO %s', role);
+END;
+$$;
+COMMENT ON FUNCTION pgq.grant_admin(regrole) IS
+    'Lets a role do all that producers and consumers do, manage queues and schedules, read the archive, and grant these rights';
+
+-- Nothing of it is open to everybody ----------------------------------------------------------------------------------
+
+REVOKE ALL ON TABLE
+    pgq.schedule, pgq.unique_key, pgq.cancel_request, pgq.progress
+FROM PUBLIC;
+REVOKE ALL ON TYPE
+    pgq.schedule, pgq.unique_key, pgq.cancel_request, pgq.progress, pgq.enqueued, pgq.cron, pgq.holder,
+    pgq.dead_letter, pgq.job_attempt
+FROM PUBLIC;
+REVOKE ALL ON FUNCTION
+    pgq._check_payloads(jsonb[]), pgq._add_jobs(bigint[], text, jsonb[], text, int, timestamptz, int, text[], jsonb),
+    pgq._check_unique(text, interval, text), pgq.set_unique(text, text, interval, text), pgq._lives(bigint, boolean),
+    pgq._holds(pgq.unique_key), pgq._take_key(pgq.unique_key), pgq._drop_keys(bigint[]), pgq._tidy_keys(),
+    pgq._repeat(bigint, jsonb, text, jsonb, timestamptz),
+    pgq.enqueue_unique_many(text, jsonb[], text[], text, int,
+        timestamptz, interval, int, text[], jsonb, text, interval, text),
+    pgq.enqueue_unique(text, jsonb, text, int,
+        timestamptz, interval, int, text, text, jsonb, text, interval, text), pgq._validate(pgq.queue, jsonb[], text),
+    pgq.set_validator(text, regprocedure), pgq._is_plain(oid), pgq._safe_columns(oid),
+    pgq._change(oid, text, jsonb, jsonb), pgq._keep(jsonb, text[]), pgq._refuse_trigger(text), pgq.enqueue_row(),
+    pgq.enqueue_rows(), pgq._given_back(bigint[], bigint[], pgq.outcome_kind),
+    pgq.snooze_many(bigint[], bigint[], interval), pgq._filled(), pgq._lock_lane(int, bigint),
+    pgq._withdraw_job(bigint, pgq.outcome_kind), pgq._cancel_scheduled(bigint[]), pgq._cancel(bigint),
+    pgq.cancel_many(text, text, boolean), pgq.cancel_requested(bigint[]), pgq._pursue(),
+    pgq.reschedule(bigint, timestamptz), pgq.set_priority(bigint, int), pgq._handler(text), pgq._nap(interval),
+    pgq._bad_cron(text, text, text, text), pgq._cron_field(text, text, int, int, int),
+    pgq._cron_value(text, int, int, text[]), pgq._read_cron(text), pgq._cron_time(pgq.cron, int),
+    pgq._cron_wall(pgq.cron, timestamp), pgq._offset(text, timestamp), pgq._clock_change(text, timestamp, timestamp),
+    pgq._next_run(pgq.cron, text, timestamptz), pgq._zone(text), pgq.next_runs(text, text, int, timestamptz),
+    pgq._enqueue_tick(pgq.schedule, timestamptz), pgq._last_run(pgq.cron, text, timestamptz, timestamptz),
+    pgq._fire_one(pgq.schedule, timestamptz), pgq._fire(), pgq._exclusive_key(text), pgq.exclusive_holder(text),
+    pgq._clear_ready(pgq.queue), pgq._clear_scheduled(int, boolean), pgq.purge_state(text, text),
+    pgq.dead_letters(text, text, text, timestamptz, timestamptz, bigint, int),
+    pgq._take_dead(int, bigint[], text, text, timestamptz, timestamptz, int),
+    pgq._redrive(text, bigint[], text, text, timestamptz, timestamptz, int, double precision),
+    pgq.redrive_where(text, text, text, timestamptz, timestamptz, int, double precision), pgq.discard(text, bigint[]),
+    pgq.discard_where(text, text, text, timestamptz, timestamptz, int), pgq._find(int, bigint),
+    pgq._tried(int, bigint), pgq._failures(bigint), pgq.attempts(bigint), pgq.progress(bigint, bigint, jsonb),
+    pgq.job_progress(bigint), pgq._forget_progress()
+FROM PUBLIC;
+REVOKE ALL ON PROCEDURE
+    pgq._outside_of_a_transaction_block(),
+    pgq.work(text, text, int, interval, interval, interval, text, bigint, bigint),
+    pgq.wait(bigint, interval, text, jsonb, text)
+FROM PUBLIC;
+-- And what pgq._for_each_slot has made.
+DO $$
+DECLARE
+    v_function regprocedure;
+BEGIN
+    FOR v_function IN
+        SELECT p.oid FROM pg_proc p
+        WHERE p.pronamespace = 'pgq'::regnamespace
+            AND p.proname ~ '^_(revise|lanes|ready|withdraw|asked|lease_of|running_since)(_\d+)?$'
+    LOOP
+        EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', v_function);
+    END LOOP;
+END;
+$$;

@@ -179,6 +179,8 @@ class Run:
             counted = database.count_dead_tuples(db)
             self._outcome.pinned = {"seconds": plan.pinned_seconds, "dead": sum(counted.values()), "tables": counted}
         self._enter("steady")
+        self._wait(began + plan.minutes * 60 - time.monotonic(), producers)
+        self._enter("late")  # what producers that could not keep their rate still owe
         self._until(lambda: all(p.ended.is_set() for p in producers), "producers", lambda: crew.totals["enqueued"])
         self._drain("drain")
 

@@ -156,6 +156,10 @@ LOSSES = [
             "UPDATE pgq.job SET lane = lane + 1",
             "UPDATE pgq.lease SET job_ids = NULL",
             "TRUNCATE pgq.archive",
+            "TRUNCATE pgq.unique_key",
+            "TRUNCATE pgq.cancel_request",
+            "TRUNCATE pgq.progress",
+            "UPDATE pgq.schedule SET next_at = 'infinity'",
         )
     ),
 ]

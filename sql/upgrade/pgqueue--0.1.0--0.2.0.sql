@@ -26,7 +26,8 @@ COMMENT ON COLUMN pgq.queue.unique_for IS 'How long a job holds its unique key a
 COMMENT ON COLUMN pgq.queue.on_repeat IS 'What a repeat does to a job not yet claimed: keep, replace or debounce';
 COMMENT ON TYPE pgq.outcome_kind IS
     'How an attempt ended; carried: put elsewhere unworked, into a younger segment for instance, moved: now in pgq.straggler, split: not an end';
-COMMENT ON TABLE pgq.job IS 'One row per attempt that may be claimed. Truncated by segment, never deleted, and never updated but to take a job back';
+COMMENT ON TABLE pgq.job IS 'One row per attempt that may be claimed. Truncated by segment, never deleted; updated only to take a job '
+    'back, or by who enqueues its unique key again';
 COMMENT ON COLUMN pgq.mark.kind IS 'reap, promote, sweep, tidy, cancel';
 CREATE INDEX dead_queue_task_id_idx ON pgq.dead ((lane >> 16), task, id);
 CREATE INDEX dead_queue_died_at_idx ON pgq.dead ((lane >> 16), died_at);

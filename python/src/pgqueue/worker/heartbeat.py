@@ -83,7 +83,6 @@ class Heartbeat:
         asked_at = monotonic()
         try:
             expires_in = await self._link.call(_calls.extend_held(due, self._lease_for))
-            cancelled = await self._link.call(_calls.cancel_requested(due))
         except (psycopg.Error, PgqError) as error:
             if isinstance(error, psycopg.Error) and is_transient(error):
                 return self._link.pause
@@ -93,7 +92,16 @@ class Heartbeat:
         if lost:
             log.warning("leases lost, others will run their jobs: %s", lost)
             self._lost(lost)
+        await self._ask(due)
+        return 0
+
+    async def _ask(self, leases: list[int]) -> None:
+        """Find out which jobs are to stop. If that fails, they are extended all the same."""
+        try:
+            cancelled = await self._link.call(_calls.cancel_requested(leases))
+        except (psycopg.Error, PgqError) as error:
+            log.warning("cannot ask which jobs are to stop: %s", str(error).strip())
+            return
         if cancelled:
             log.info("asked to stop: jobs %s", cancelled)
             self._cancelled(cancelled)
-        return 0

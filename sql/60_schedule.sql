@@ -64,9 +64,9 @@ DECLARE
     v_values int[] := '{}';
 BEGIN
     FOREACH v_item IN ARRAY string_to_array(field, ',') LOOP
-        v_match := regexp_match(v_item, '^(?:\*|([a-z0-9]+)(?:-([a-z0-9]+))?)(?:/([0-9]+))?$');
+        v_match := regexp_match(v_item, '^(?:[*]|([a-z0-9]+)(?:-([a-z0-9]+))?)(?:/([0-9]+))?$');
         IF v_match IS NULL THEN
-            at := at + length(substring(v_item, '^(?:(?:\*|[a-z0-9]+(?:-(?:[a-z0-9]+)?)?)(?:/[0-9]*)?)?'));
+            at := at + length(substring(v_item, '^(?:(?:[*]|[a-z0-9]+(?:-(?:[a-z0-9]+)?)?)(?:/[0-9]*)?)?'));
             PERFORM pgq._bad_cron(cron, format('Field %s (%s), character %s', number, v_name, at),
                 CASE WHEN btrim(substr(cron, at, 1)) = '' THEN 'something is missing'
                     ELSE format('"%s" is not expected here', substr(cron, at, 1)) END, v_rule);

@@ -95,7 +95,7 @@ def _extras(db: Connection, clock: Clock) -> list[object]:
     seen.append(call(db, "discard_where", "q", error="broken", since="-infinity"))
     seen.append(call(db, "purge_state", "q", "scheduled"))
     call(db, "schedule", "s", "*/5 * * * *", "q", {"a": 1}, timezone="Europe/Berlin")
-    seen.append(rows(db, "next_runs", "0 0 1 1 *", "UTC", 2, "2030-06-01"))
+    seen.append(len(rows(db, "next_runs", "0 0 1 1 *", "UTC", 2)))
     clock.advance(600)
     seen.append(call(db, "maintain")["fired"])
     call(db, "unschedule", "s")

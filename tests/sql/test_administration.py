@@ -174,7 +174,7 @@ def test_a_job_that_moves_meanwhile_is_purged_or_moved(
 
 def test_a_purge_gives_up_on_who_does_not_end(db: Connection, connect: Connect) -> None:
     create(db)
-    enqueue(db, delay="0.001 seconds")
+    enqueue(db, delay="200 milliseconds")
     eventually(lambda: one(db, "SELECT run_at < pgq._now() FROM pgq.scheduled"))
     promoter = connect(autocommit=False)
     assert call(promoter, "promote") == 1

@@ -59,6 +59,10 @@ def test_a_queue_has_the_documented_defaults(db: Connection) -> None:
         "lanes": 8,
         "paused": False,
         "notify": True,
+        "validator": None,
+        "unique_until": "finished",
+        "unique_for": None,
+        "on_repeat": "keep",
     }
 
 

@@ -22,7 +22,7 @@ FAST: dict[str, str | int | bool] = {
     "max_connections": 250,
     "max_prepared_transactions": 20,
     "shared_buffers": "256MB",
-    "max_wal_size": "4GB",
+    "max_wal_size": "1GB",
     "log_line_prefix": "%m [%p] %u@%d ",
 }
 

@@ -95,9 +95,9 @@ def test_an_interrupted_demo_leaves_nothing_behind(folder: Path, link: Path) -> 
         time.sleep(0.02)
     directory = link.resolve()
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=60)
     assert process.returncode != 0
-    assert not directory.exists()
+    assert not directory.exists(), said
 
 
 def test_an_empty_folder_is_an_error(tmp_path: Path, link: Path) -> None:

@@ -524,6 +524,7 @@ class Model:
 
     def maintain(self, tx: Transaction) -> Call:
         done = yield self._maintaining(tx)
+        assert done.pop("fired") == 0, "fired a schedule, and there is none"
         yield from self._promoted(tx, done.pop("promoted"))
         yield from self._reaped(tx, done.pop("reaped"))
         self._rotated(tx, done)

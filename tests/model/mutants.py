@@ -309,7 +309,13 @@ MUTANTS = [
         "h.lane, pg_current",
         release_and_claim,
     ),
-    Mutant("purge forgets scheduled jobs", "_clear_queue", "s.lane >> 16 = queue.id", "s.lane < 0", purge),
+    Mutant(
+        "purge forgets scheduled jobs",
+        "_clear_scheduled",
+        "s.lane >> 16 = _clear_scheduled.queue_id",
+        "s.lane < 0",
+        purge,
+    ),
     Mutant("reject forgets the error", "_fail", "left(u.error, 10000)", "NULL", fail_until_dead),
     Mutant(
         "redrive forgets one",

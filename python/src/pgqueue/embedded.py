@@ -116,7 +116,8 @@ class EmbeddedPostgres:
             return
         if not (self.data / "PG_VERSION").exists():
             options = ("--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync")
-            self._run("initdb", "-D", self.data, "-U", SUPERUSER, *options)
+            # By a relative path: one that outlives an interrupted start cannot make the directory anew, once deleted.
+            self._run("initdb", "-D", self.data.name, "-U", SUPERUSER, *options, cwd=self.path)
         self._configure()
         self._run("pg_ctl", "start", "--wait", "-D", self.data, "-l", self.log)
 
@@ -180,7 +181,7 @@ class EmbeddedPostgres:
             with main.open("a") as file:
                 file.write(line)
 
-    def _run(self, program: str, *arguments: str | Path, check: bool = True) -> int:
+    def _run(self, program: str, *arguments: str | Path, check: bool = True, cwd: Path = Path("/")) -> int:
         """Run one of the server's programs as the server's user, and show its output only if it fails."""
         user = _server_user()
         if user and not _reachable(self.bin / program, user):
@@ -192,7 +193,7 @@ class EmbeddedPostgres:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                cwd="/",
+                cwd=cwd,
                 **_run_as(user),
             )
             if check and done.returncode:

@@ -134,8 +134,9 @@ def rotate(db: Connection, turns: int = 1) -> None:
 def retire_all(db: Connection) -> None:
     """Turn the ring until every segment but the open one is empty again, and that one, too."""
     for _ in range(100):
-        turned = "more" in call(db, "rotate", seal=True)  # else somebody else was at it, and nothing was sealed
-        if turned and not column(db, "SELECT slot FROM pgq.segment WHERE state NOT IN ('free', 'open')"):
+        if "more" not in call(db, "rotate", seal=True):
+            time.sleep(0.02)  # somebody else was at it, and nothing was sealed
+        elif not column(db, "SELECT slot FROM pgq.segment WHERE state NOT IN ('free', 'open')"):
             return
     raise AssertionError(db.execute("TABLE pgq.segment").fetchall())
 

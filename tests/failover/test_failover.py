@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.cluster import Cluster, kill_clusters
+from tests.cluster import Cluster
 from tests.failover.pair import Pair, eventually, paired
 from tests.failover.rounds import DBNAME, install, rounds
 from tests.sql.support import (
@@ -30,16 +28,6 @@ from tests.sql.support import (
 )
 
 Connect = Callable[[], psycopg.Connection[Any]]
-
-
-@pytest.fixture
-def disk_dir() -> Iterator[Path]:
-    """Not in memory, like the servers of other tests: as in the long runs."""
-    path = Path(tempfile.mkdtemp(prefix="pgq-failover-", dir="/tmp"))
-    path.chmod(0o711)
-    yield path
-    kill_clusters(path)
-    shutil.rmtree(path, ignore_errors=True)
 
 
 @pytest.fixture
@@ -77,9 +65,9 @@ def connect(pair: Pair) -> Iterator[Connect]:
 
 
 def test_there_and_back_with_a_synchronous_standby_nothing_is_lost_and_nothing_done_twice(
-    disk_dir: Path, bin_dir: Path
+    run_dir: Path, bin_dir: Path
 ) -> None:
-    with rounds(disk_dir / "synchronous", bin_dir, synchronous=True, seed=1) as running:
+    with rounds(run_dir / "synchronous", bin_dir, synchronous=True, seed=1) as running:
         first = running.pair.primary
         running.round(jobs=30)
         assert running.pair.primary is not first
@@ -91,9 +79,9 @@ def test_there_and_back_with_a_synchronous_standby_nothing_is_lost_and_nothing_d
     assert report.verdict.jobs > 160
 
 
-def test_an_asynchronous_standby_loses_exactly_what_it_had_not_received(disk_dir: Path, bin_dir: Path) -> None:
+def test_an_asynchronous_standby_loses_exactly_what_it_had_not_received(run_dir: Path, bin_dir: Path) -> None:
     """No acknowledged transaction that was on it, every one that was not; and from there the queue goes on."""
-    with rounds(disk_dir / "asynchronous", bin_dir, synchronous=False, seed=1) as running:
+    with rounds(run_dir / "asynchronous", bin_dir, synchronous=False, seed=1) as running:
         running.round(jobs=30, behind=True)
         report = running.finish()
     assert report.verdict.broken == []

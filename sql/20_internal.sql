@@ -34,6 +34,12 @@ CREATE FUNCTION pgq._lane(queue_id int, priority int, shard int) RETURNS bigint
 AS $$ SELECT (queue_id::bigint << 16) | ((priority + 128) << 8) | shard $$;
 COMMENT ON FUNCTION pgq._lane(int, int, int) IS 'The id of a lane; shard 0 is the front of the line';
 
+CREATE FUNCTION pgq._home(lane bigint, job bigint, shards int) RETURNS bigint
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+AS $$ SELECT CASE WHEN lane & 255 = 0 THEN lane | (job % shards + 1) ELSE lane END $$;
+COMMENT ON FUNCTION pgq._home(bigint, bigint, int) IS
+    'The lane of a job that comes back later: its own, or a shard instead of the front of the line';
+
 CREATE FUNCTION pgq._priority(lane bigint) RETURNS int
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
 AS $$ SELECT ((lane >> 8) & 255)::int - 128 $$;
@@ -121,6 +127,11 @@ CREATE FUNCTION pgq._open_token(epoch bigint) RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
 AS $$ SELECT ((epoch >> 36) << 4) | (epoch & 15) $$;
 COMMENT ON FUNCTION pgq._open_token(bigint) IS 'generation << 4 | slot of the segment that an epoch says is open';
+
+CREATE FUNCTION pgq._filled() RETURNS SETOF int
+    LANGUAGE sql VOLATILE
+AS $$ SELECT n FROM generate_series(0, 15) n WHERE pg_relation_size(format('pgq.job_%s', n)::regclass) > 0 $$;
+COMMENT ON FUNCTION pgq._filled() IS 'The segments that hold jobs';
 
 CREATE FUNCTION pgq._by_age() RETURNS int[]
     LANGUAGE sql VOLATILE

@@ -146,10 +146,11 @@ BEGIN
     THEN
         RETURN pgq._enqueue(queue, payload, task, priority, run_at, delay, max_attempts, unique_key, group_key, headers);
     END IF;
-    SELECT q.id, q.shards, nextval('pgq.job_id') INTO v_queue, v_shards, v_id FROM pgq.queue q WHERE q.name = enqueue.queue AND q.validator IS NULL;
+    SELECT q.id, q.shards INTO v_queue, v_shards FROM pgq.queue q WHERE q.name = enqueue.queue AND q.validator IS NULL;
     IF v_queue IS NULL THEN
         RETURN pgq._enqueue(queue, payload, task, priority, run_at, delay, max_attempts, unique_key, group_key, headers);
     END IF;
+    v_id := nextval('pgq.job_id');
     INSERT INTO pgq.job (lane, xid, id, enqueued_at, slot, attempt, task, payload)
     VALUES (pgq._lane(v_queue, 0, (v_id % v_shards)::int + 1), pg_current_xact_id(), v_id, pgq._now(), v_epoch & 15, 1,
         enqueue.task, enqueue.payload);

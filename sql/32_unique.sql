@@ -61,16 +61,10 @@ BEGIN
     IF EXISTS (SELECT FROM pgq.scheduled s WHERE s.id = job AND NOT (unclaimed AND s.attempt > 1)) THEN
         RETURN true;
     END IF;
-    FOR v_slot IN 0..15 LOOP
-        CONTINUE WHEN pg_relation_size(format('pgq.job_%s', v_slot)::regclass) = 0;
-        IF EXISTS (
-            SELECT FROM pgq._find(v_slot, job) f
-            WHERE f.state IN ('ready', 'running') AND NOT (unclaimed AND (f.state = 'running' OR f.attempt > 1))
-        ) THEN
-            RETURN true;
-        END IF;
-    END LOOP;
-    RETURN NOT unclaimed AND EXISTS (SELECT FROM pgq.straggler s WHERE s.id = job AND s.kind IS NULL);
+    RETURN EXISTS (
+        SELECT FROM pgq._filled() s, pgq._find(s, job) f
+        WHERE f.state IN ('ready', 'running') AND NOT (unclaimed AND (f.state = 'running' OR f.attempt > 1))
+    ) OR NOT unclaimed AND EXISTS (SELECT FROM pgq.straggler s WHERE s.id = job AND s.kind IS NULL);
 END;
 $$;
 COMMENT ON FUNCTION pgq._lives(bigint, boolean) IS 'Whether a job has not ended, or has not even been claimed';
@@ -327,4 +321,5 @@ COMMENT ON FUNCTION pgq.enqueue_unique(
     'unique_for: for so long after it was enqueued, whatever becomes of it (throttle). on_repeat: a job that holds the key '
     'and has not been claimed is left as it is (keep), gets the new payload, task and headers (replace), or these and the '
     'new run_at too (debounce); until the transaction ends nobody claims from the lane of a ready one. Null: as the queue '
-    'says, see pgq.set_unique. Waits for a transaction that is enqueueing the same key. A dead letter has given up its key. Raises PQ002, PQ003 (not READ COMMITTED), PQ004, 22023, 22004';
+    'says, see pgq.set_unique. Waits for a transaction that is enqueueing the same key. A dead letter has given up its key. '
+    'Raises PQ002, PQ003 (not READ COMMITTED), PQ004, 22023, 22004';

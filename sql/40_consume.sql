@@ -697,7 +697,7 @@ BEGIN
             q.id IS NOT NULL AS known, c.stopped,
             coalesce(retry AND NOT c.stopped AND q.id IS NOT NULL
                 AND a.attempt < coalesce(a.max_attempts, q.max_attempts), false) AS again,
-            CASE WHEN a.lane & 255 = 0 THEN a.lane | (a.id % q.shards + 1) ELSE a.lane END AS home,
+            pgq._home(a.lane, a.id, q.shards) AS home,
             coalesce(a.history, '[]') || jsonb_build_object('attempt', a.attempt, 'at', pgq._now(),
                 'error', left(u.error, 10000), 'worker', a.worker) AS errors
         FROM pgq._attempts(ids, leases) a
@@ -854,8 +854,8 @@ BEGIN
         SELECT * FROM pgq._given_back(ids, leases, 'snoozed')
     ), waiting AS (
         INSERT INTO pgq.scheduled (run_at, id, lane, enqueued_at, attempt, max_attempts, task, payload, headers, history)
-        SELECT pgq._now() + delay, h.id, CASE WHEN h.lane & 255 = 0 THEN h.lane | (h.id % q.shards + 1) ELSE h.lane END,
-            h.enqueued_at, h.attempt, h.max_attempts, h.task, h.payload, h.headers, h.history
+        SELECT pgq._now() + delay, h.id, pgq._home(h.lane, h.id, q.shards), h.enqueued_at, h.attempt, h.max_attempts,
+            h.task, h.payload, h.headers, h.history
         FROM held h JOIN pgq.queue q ON q.id = h.lane >> 16
         WHERE NOT h.stopped
     )

@@ -96,11 +96,6 @@ SELECT pgq._for_each_slot('pgq._withdraw_0(tid[],pgq.outcome_kind)');
 
 -- What is ready anywhere ---------------------------------------------------------------------------------------------
 
-CREATE FUNCTION pgq._filled() RETURNS SETOF int
-    LANGUAGE sql VOLATILE
-AS $$ SELECT n FROM generate_series(0, 15) n WHERE pg_relation_size(format('pgq.job_%s', n)::regclass) > 0 $$;
-COMMENT ON FUNCTION pgq._filled() IS 'The segments that hold jobs';
-
 CREATE FUNCTION pgq._lock_lane(slot int, lane bigint) RETURNS void
     LANGUAGE plpgsql
 AS $$
@@ -245,25 +240,15 @@ BEGIN
         SELECT s.id FROM pgq.scheduled s
         WHERE s.lane >> 16 = v_queue.id AND (cancel_many.task IS NULL OR s.task = cancel_many.task)
     ));
-    FOR v_lane IN
-        SELECT DISTINCT (l.lane & ~255::bigint) | s
-        FROM pgq.line l CROSS JOIN generate_series(0, v_queue.lanes) s
-        WHERE l.queue_id = v_queue.id
-        ORDER BY 1
-    LOOP
+    FOR v_lane IN SELECT pgq._lanes_of(v_queue) LOOP
         PERFORM pg_advisory_xact_lock(pgq._lane_key(v_lane));
         FOR v_slot IN SELECT pgq._filled() LOOP
             v_places := pgq._ready(v_slot, v_lane, NULL, task);
             CONTINUE WHEN v_places = '{}';
             PERFORM pgq._lock_lane(v_slot, v_lane);
             IF cardinality(v_places) = cardinality(pgq._ready(v_slot, v_lane, NULL, NULL)) THEN
-                -- The lane is taken to its end, as pgq.purge does: nobody has to walk over what has been here. What is
-                -- left are jobs of this transaction.
-                LOOP
-                    v_count := pgq._clear_lane(v_slot, v_lane, 10000, 'cancelled');
-                    v_total := v_total + v_count;
-                    EXIT WHEN v_count < 10000;
-                END LOOP;
+                -- The lane is taken to its end, as pgq.purge does: nobody has to walk over what has been here.
+                v_total := v_total + pgq._empty_lane(v_slot, v_lane);
                 v_places := pgq._ready(v_slot, v_lane, NULL, task);
             END IF;
             SELECT count(*) INTO v_count FROM pgq._withdraw(v_slot, v_places, 'cancelled');
@@ -377,8 +362,8 @@ BEGIN
         ELSE
             PERFORM pgq._hold(), pgq._producing(v_job.queue);
             INSERT INTO pgq.scheduled (run_at, id, lane, enqueued_at, attempt, max_attempts, task, payload, headers, history)
-            SELECT reschedule.run_at, w.id, CASE WHEN w.lane & 255 = 0 THEN w.lane | (w.id % q.shards + 1) ELSE w.lane END,
-                w.enqueued_at, w.attempt, w.max_attempts, w.task, w.payload, w.headers, w.history
+            SELECT reschedule.run_at, w.id, pgq._home(w.lane, w.id, q.shards), w.enqueued_at, w.attempt, w.max_attempts,
+                w.task, w.payload, w.headers, w.history
             FROM pgq._withdraw_job(reschedule.id, 'carried') w JOIN pgq.queue q ON q.id = w.lane >> 16;
         END IF;
         IF FOUND THEN

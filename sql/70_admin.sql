@@ -121,6 +121,34 @@ END;
 $$;
 COMMENT ON FUNCTION pgq.resume(text) IS 'Ends pgq.pause. Raises PQ002';
 
+CREATE FUNCTION pgq._lanes_of(queue pgq.queue) RETURNS SETOF bigint
+    LANGUAGE sql VOLATILE
+AS $$
+    SELECT DISTINCT (l.lane & ~255::bigint) | s
+    FROM pgq.line l CROSS JOIN generate_series(0, queue.lanes) s
+    WHERE l.queue_id = queue.id
+    ORDER BY 1
+$$;
+COMMENT ON FUNCTION pgq._lanes_of(pgq.queue) IS 'The lanes that a queue has, in the order in which they are locked';
+
+-- The lane is locked. What is left are jobs of this transaction, which may yet be rolled back.
+CREATE FUNCTION pgq._empty_lane(slot int, lane bigint) RETURNS bigint
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_count bigint;
+    v_total bigint := 0;
+BEGIN
+    LOOP
+        v_count := pgq._clear_lane(slot, lane, 10000, 'cancelled');
+        v_total := v_total + v_count;
+        EXIT WHEN v_count < 10000;
+    END LOOP;
+    RETURN v_total;
+END;
+$$;
+COMMENT ON FUNCTION pgq._empty_lane(int, bigint) IS 'Cancels all jobs that can be claimed from a lane of a segment';
+
 -- Waits for those who are claiming, so that nothing is left.
 CREATE FUNCTION pgq._clear_ready(queue pgq.queue) RETURNS bigint
     LANGUAGE plpgsql
@@ -128,23 +156,13 @@ AS $$
 DECLARE
     v_live bigint := pg_sequence_last_value('pgq.live');
     v_lane bigint;
-    v_count bigint;
     v_total bigint := 0;
 BEGIN
-    FOR v_lane IN
-        SELECT DISTINCT (l.lane & ~255::bigint) | s
-        FROM pgq.line l CROSS JOIN generate_series(0, queue.lanes) s
-        WHERE l.queue_id = queue.id
-        ORDER BY 1
-    LOOP
+    FOR v_lane IN SELECT pgq._lanes_of(queue) LOOP
         PERFORM pg_advisory_xact_lock(pgq._lane_key(v_lane));
         FOR v_slot IN 0..15 LOOP
             CONTINUE WHEN (v_live >> v_slot) & 1 = 0;
-            LOOP
-                v_count := pgq._clear_lane(v_slot, v_lane, 10000, 'cancelled');
-                v_total := v_total + v_count;
-                EXIT WHEN v_count < 10000;
-            END LOOP;
+            v_total := v_total + pgq._empty_lane(v_slot, v_lane);
         END LOOP;
     END LOOP;
     RETURN v_total;
@@ -271,9 +289,7 @@ BEGIN
         END IF;
         PERFORM pg_sleep(0.01);
     END LOOP;
-    PERFORM pg_advisory_xact_lock(pgq._lane_key((l.lane & ~255::bigint) | s))
-    FROM (SELECT DISTINCT l.lane FROM pgq.line l WHERE l.queue_id = v_queue.id) l
-    CROSS JOIN generate_series(0, v_queue.lanes) s;
+    PERFORM pg_advisory_xact_lock(pgq._lane_key(l)) FROM pgq._lanes_of(v_queue) l;
     SELECT coalesce(sum(s.ready + s.scheduled + s.retrying + s.dead), 0)
         + (SELECT count(*) FROM generate_series(0, 15) n, pgq._running(n, v_queue.id))
         + (SELECT count(*) FROM pgq.straggler t WHERE t.lane >> 16 = v_queue.id AND t.kind IS NULL)

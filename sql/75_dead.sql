@@ -29,6 +29,18 @@ COMMENT ON COLUMN pgq.dead_letter.error IS 'The last error';
 COMMENT ON COLUMN pgq.dead_letter.headers IS 'Metadata';
 COMMENT ON COLUMN pgq.dead_letter.history IS 'Errors of all attempts: array of {attempt, at, error, worker}';
 
+-- Folded into the queries that ask it, so that they find the right index.
+CREATE FUNCTION pgq._is_chosen(letter pgq.dead, task text, error text, since timestamptz, before timestamptz) RETURNS boolean
+    LANGUAGE sql IMMUTABLE
+AS $$
+    SELECT (_is_chosen.task IS NULL OR letter.task = _is_chosen.task)
+        AND (_is_chosen.error IS NULL OR strpos(letter.error, _is_chosen.error) > 0)
+        AND (since IS NULL OR letter.died_at >= since)
+        AND (before IS NULL OR letter.died_at < before)
+$$;
+COMMENT ON FUNCTION pgq._is_chosen(pgq.dead, text, text, timestamptz, timestamptz) IS
+    'Whether a dead letter is of a task, with this text in its last error, and died since or before a time; null: any';
+
 -- Planned for each call: which index is the right one depends on what is asked for.
 CREATE FUNCTION pgq.dead_letters(
     queue text,
@@ -52,10 +64,7 @@ BEGIN
     FROM pgq.dead d
     WHERE d.lane >> 16 = v_queue.id
         AND (after_id IS NULL OR d.id > after_id)
-        AND (dead_letters.task IS NULL OR d.task = dead_letters.task)
-        AND (dead_letters.error IS NULL OR strpos(d.error, dead_letters.error) > 0)
-        AND (since IS NULL OR d.died_at >= since)
-        AND (before IS NULL OR d.died_at < before)
+        AND pgq._is_chosen(d, dead_letters.task, dead_letters.error, since, before)
     ORDER BY d.id
     LIMIT n;
 END;
@@ -80,10 +89,7 @@ BEGIN
         SELECT d.id FROM pgq.dead d
         WHERE d.lane >> 16 = queue_id
             AND (ids IS NULL OR d.id = ANY (ids))
-            AND (_take_dead.task IS NULL OR d.task = _take_dead.task)
-            AND (_take_dead.error IS NULL OR strpos(d.error, _take_dead.error) > 0)
-            AND (since IS NULL OR d.died_at >= since)
-            AND (before IS NULL OR d.died_at < before)
+            AND pgq._is_chosen(d, _take_dead.task, _take_dead.error, since, before)
         ORDER BY d.id
         LIMIT n
         FOR UPDATE

@@ -238,8 +238,7 @@ DECLARE
     v_query text := (
         SELECT string_agg(format('SELECT j.attempt, j.history FROM pgq.%I j WHERE j.id = $1', n.name), ' UNION ALL ')
         FROM (
-            SELECT 'job_' || s FROM generate_series(0, 15) s
-            WHERE pg_relation_size(format('pgq.job_%s', s)::regclass) > 0
+            SELECT 'job_' || s FROM pgq._filled() s
             UNION ALL
             SELECT unnest('{scheduled,dead,straggler}'::text[])
         ) n (name)
@@ -274,8 +273,7 @@ BEGIN
         -- What is being archived is there twice.
         SELECT DISTINCT ON (k.lease) k.*
         FROM (
-            SELECT t.* FROM generate_series(0, 15) s CROSS JOIN LATERAL pgq._tried(s, attempts.id) t
-            WHERE pg_relation_size(format('pgq.job_%s', s)::regclass) > 0
+            SELECT t.* FROM pgq._filled() s CROSS JOIN LATERAL pgq._tried(s, attempts.id) t
             UNION ALL
             SELECT s.attempt::int, coalesce(s.kind::text, 'running'), s.lease, s.worker, s.claimed_at, s.finished_at,
                 CASE WHEN s.kind IS NULL THEN s.expires_at END, s.result, s.error, NULL

@@ -152,10 +152,11 @@ BEGIN
     THEN
         RETURN pgq._enqueue(queue, payload, task, priority, run_at, delay, max_attempts, unique_key, group_key, headers);
     END IF;
-    SELECT q.id, q.shards, nextval('pgq.job_id') INTO v_queue, v_shards, v_id FROM pgq.queue q WHERE q.name = enqueue.queue AND q.validator IS NULL;
+    SELECT q.id, q.shards INTO v_queue, v_shards FROM pgq.queue q WHERE q.name = enqueue.queue AND q.validator IS NULL;
     IF v_queue IS NULL THEN
         RETURN pgq._enqueue(queue, payload, task, priority, run_at, delay, max_attempts, unique_key, group_key, headers);
     END IF;
+    v_id := nextval('pgq.job_id');
     INSERT INTO pgq.job (lane, xid, id, enqueued_at, slot, attempt, task, payload)
     VALUES (pgq._lane(v_queue, 0, (v_id % v_shards)::int + 1), pg_current_xact_id(), v_id, pgq._now(), v_epoch & 15, 1,
         enqueue.task, enqueue.payload);
@@ -178,6 +179,17 @@ COMMENT ON FUNCTION pgq.enqueue(text, jsonb, text, int, timestamptz, interval, i
     'run_at or delay: not before then. max_attempts: instead of the queue''s. headers: a JSON object for metadata. '
     'unique_key: not if a job of the queue holds it; see pgq.enqueue_unique. Raises PQ002 if there is no such queue, PQ004 '
     'if its validator refuses the payload, 22023 and 22004 for bad arguments';
+
+CREATE FUNCTION pgq._home(lane bigint, job bigint, shards int) RETURNS bigint
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+AS $$ SELECT CASE WHEN lane & 255 = 0 THEN lane | (job % shards + 1) ELSE lane END $$;
+COMMENT ON FUNCTION pgq._home(bigint, bigint, int) IS
+    'The lane of a job that comes back later: its own, or a shard instead of the front of the line';
+
+CREATE FUNCTION pgq._filled() RETURNS SETOF int
+    LANGUAGE sql VOLATILE
+AS $$ SELECT n FROM generate_series(0, 15) n WHERE pg_relation_size(format('pgq.job_%s', n)::regclass) > 0 $$;
+COMMENT ON FUNCTION pgq._filled() IS 'The segments that hold jobs';
 
 CREATE FUNCTION pgq._check_payloads(payloads jsonb[]) RETURNS void
     LANGUAGE plpgsql
@@ -312,16 +324,10 @@ BEGIN
     IF EXISTS (SELECT FROM pgq.scheduled s WHERE s.id = job AND NOT (unclaimed AND s.attempt > 1)) THEN
         RETURN true;
     END IF;
-    FOR v_slot IN 0..15 LOOP
-        CONTINUE WHEN pg_relation_size(format('pgq.job_%s', v_slot)::regclass) = 0;
-        IF EXISTS (
-            SELECT FROM pgq._find(v_slot, job) f
-            WHERE f.state IN ('ready', 'running') AND NOT (unclaimed AND (f.state = 'running' OR f.attempt > 1))
-        ) THEN
-            RETURN true;
-        END IF;
-    END LOOP;
-    RETURN NOT unclaimed AND EXISTS (SELECT FROM pgq.straggler s WHERE s.id = job AND s.kind IS NULL);
+    RETURN EXISTS (
+        SELECT FROM pgq._filled() s, pgq._find(s, job) f
+        WHERE f.state IN ('ready', 'running') AND NOT (unclaimed AND (f.state = 'running' OR f.attempt > 1))
+    ) OR NOT unclaimed AND EXISTS (SELECT FROM pgq.straggler s WHERE s.id = job AND s.kind IS NULL);
 END;
 $$;
 COMMENT ON FUNCTION pgq._lives(bigint, boolean) IS 'Whether a job has not ended, or has not even been claimed';
@@ -571,7 +577,8 @@ COMMENT ON FUNCTION pgq.enqueue_unique(
     'unique_for: for so long after it was enqueued, whatever becomes of it (throttle). on_repeat: a job that holds the key '
     'and has not been claimed is left as it is (keep), gets the new payload, task and headers (replace), or these and the '
     'new run_at too (debounce); until the transaction ends nobody claims from the lane of a ready one. Null: as the queue '
-    'says, see pgq.set_unique. Waits for a transaction that is enqueueing the same key. A dead letter has given up its key. Raises PQ002, PQ003 (not READ COMMITTED), PQ004, 22023, 22004';
+    'says, see pgq.set_unique. Waits for a transaction that is enqueueing the same key. A dead letter has given up its key. '
+    'Raises PQ002, PQ003 (not READ COMMITTED), PQ004, 22023, 22004';
 
 -- 34_validate ---------------------------------------------------------------------------------------------------------
 
@@ -810,7 +817,7 @@ BEGIN
             q.id IS NOT NULL AS known, c.stopped,
             coalesce(retry AND NOT c.stopped AND q.id IS NOT NULL
                 AND a.attempt < coalesce(a.max_attempts, q.max_attempts), false) AS again,
-            CASE WHEN a.lane & 255 = 0 THEN a.lane | (a.id % q.shards + 1) ELSE a.lane END AS home,
+            pgq._home(a.lane, a.id, q.shards) AS home,
             coalesce(a.history, '[]') || jsonb_build_object('attempt', a.attempt, 'at', pgq._now(),
                 'error', left(u.error, 10000), 'worker', a.worker) AS errors
         FROM pgq._attempts(ids, leases) a
@@ -927,8 +934,8 @@ BEGIN
         SELECT * FROM pgq._given_back(ids, leases, 'snoozed')
     ), waiting AS (
         INSERT INTO pgq.scheduled (run_at, id, lane, enqueued_at, attempt, max_attempts, task, payload, headers, history)
-        SELECT pgq._now() + delay, h.id, CASE WHEN h.lane & 255 = 0 THEN h.lane | (h.id % q.shards + 1) ELSE h.lane END,
-            h.enqueued_at, h.attempt, h.max_attempts, h.task, h.payload, h.headers, h.history
+        SELECT pgq._now() + delay, h.id, pgq._home(h.lane, h.id, q.shards), h.enqueued_at, h.attempt, h.max_attempts,
+            h.task, h.payload, h.headers, h.history
         FROM held h JOIN pgq.queue q ON q.id = h.lane >> 16
         WHERE NOT h.stopped
     )
@@ -1031,11 +1038,6 @@ COMMENT ON FUNCTION pgq._withdraw_0(tid[], pgq.outcome_kind) IS
     'Takes jobs out of their lanes in segment 0 and ends them; the lanes are locked and the segment is held';
 
 SELECT pgq._for_each_slot('pgq._withdraw_0(tid[],pgq.outcome_kind)');
-
-CREATE FUNCTION pgq._filled() RETURNS SETOF int
-    LANGUAGE sql VOLATILE
-AS $$ SELECT n FROM generate_series(0, 15) n WHERE pg_relation_size(format('pgq.job_%s', n)::regclass) > 0 $$;
-COMMENT ON FUNCTION pgq._filled() IS 'The segments that hold jobs';
 
 CREATE FUNCTION pgq._lock_lane(slot int, lane bigint) RETURNS void
     LANGUAGE plpgsql
@@ -1175,25 +1177,15 @@ BEGIN
         SELECT s.id FROM pgq.scheduled s
         WHERE s.lane >> 16 = v_queue.id AND (cancel_many.task IS NULL OR s.task = cancel_many.task)
     ));
-    FOR v_lane IN
-        SELECT DISTINCT (l.lane & ~255::bigint) | s
-        FROM pgq.line l CROSS JOIN generate_series(0, v_queue.lanes) s
-        WHERE l.queue_id = v_queue.id
-        ORDER BY 1
-    LOOP
+    FOR v_lane IN SELECT pgq._lanes_of(v_queue) LOOP
         PERFORM pg_advisory_xact_lock(pgq._lane_key(v_lane));
         FOR v_slot IN SELECT pgq._filled() LOOP
             v_places := pgq._ready(v_slot, v_lane, NULL, task);
             CONTINUE WHEN v_places = '{}';
             PERFORM pgq._lock_lane(v_slot, v_lane);
             IF cardinality(v_places) = cardinality(pgq._ready(v_slot, v_lane, NULL, NULL)) THEN
-                -- The lane is taken to its end, as pgq.purge does: nobody has to walk over what has been here. What is
-                -- left are jobs of this transaction.
-                LOOP
-                    v_count := pgq._clear_lane(v_slot, v_lane, 10000, 'cancelled');
-                    v_total := v_total + v_count;
-                    EXIT WHEN v_count < 10000;
-                END LOOP;
+                -- The lane is taken to its end, as pgq.purge does: nobody has to walk over what has been here.
+                v_total := v_total + pgq._empty_lane(v_slot, v_lane);
                 v_places := pgq._ready(v_slot, v_lane, NULL, task);
             END IF;
             SELECT count(*) INTO v_count FROM pgq._withdraw(v_slot, v_places, 'cancelled');
@@ -1304,8 +1296,8 @@ BEGIN
         ELSE
             PERFORM pgq._hold(), pgq._producing(v_job.queue);
             INSERT INTO pgq.scheduled (run_at, id, lane, enqueued_at, attempt, max_attempts, task, payload, headers, history)
-            SELECT reschedule.run_at, w.id, CASE WHEN w.lane & 255 = 0 THEN w.lane | (w.id % q.shards + 1) ELSE w.lane END,
-                w.enqueued_at, w.attempt, w.max_attempts, w.task, w.payload, w.headers, w.history
+            SELECT reschedule.run_at, w.id, pgq._home(w.lane, w.id, q.shards), w.enqueued_at, w.attempt, w.max_attempts,
+                w.task, w.payload, w.headers, w.history
             FROM pgq._withdraw_job(reschedule.id, 'carried') w JOIN pgq.queue q ON q.id = w.lane >> 16;
         END IF;
         IF FOUND THEN
@@ -2525,29 +2517,47 @@ COMMENT ON FUNCTION pgq.exclusive_holder(text) IS
 
 -- 70_admin ------------------------------------------------------------------------------------------------------------
 
+CREATE FUNCTION pgq._lanes_of(queue pgq.queue) RETURNS SETOF bigint
+    LANGUAGE sql VOLATILE
+AS $$
+    SELECT DISTINCT (l.lane & ~255::bigint) | s
+    FROM pgq.line l CROSS JOIN generate_series(0, queue.lanes) s
+    WHERE l.queue_id = queue.id
+    ORDER BY 1
+$$;
+COMMENT ON FUNCTION pgq._lanes_of(pgq.queue) IS 'The lanes that a queue has, in the order in which they are locked';
+
+-- The lane is locked. What is left are jobs of this transaction, which may yet be rolled back.
+CREATE FUNCTION pgq._empty_lane(slot int, lane bigint) RETURNS bigint
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_count bigint;
+    v_total bigint := 0;
+BEGIN
+    LOOP
+        v_count := pgq._clear_lane(slot, lane, 10000, 'cancelled');
+        v_total := v_total + v_count;
+        EXIT WHEN v_count < 10000;
+    END LOOP;
+    RETURN v_total;
+END;
+$$;
+COMMENT ON FUNCTION pgq._empty_lane(int, bigint) IS 'Cancels all jobs that can be claimed from a lane of a segment';
+
 CREATE FUNCTION pgq._clear_ready(queue pgq.queue) RETURNS bigint
     LANGUAGE plpgsql
 AS $$
 DECLARE
     v_live bigint := pg_sequence_last_value('pgq.live');
     v_lane bigint;
-    v_count bigint;
     v_total bigint := 0;
 BEGIN
-    FOR v_lane IN
-        SELECT DISTINCT (l.lane & ~255::bigint) | s
-        FROM pgq.line l CROSS JOIN generate_series(0, queue.lanes) s
-        WHERE l.queue_id = queue.id
-        ORDER BY 1
-    LOOP
+    FOR v_lane IN SELECT pgq._lanes_of(queue) LOOP
         PERFORM pg_advisory_xact_lock(pgq._lane_key(v_lane));
         FOR v_slot IN 0..15 LOOP
             CONTINUE WHEN (v_live >> v_slot) & 1 = 0;
-            LOOP
-                v_count := pgq._clear_lane(v_slot, v_lane, 10000, 'cancelled');
-                v_total := v_total + v_count;
-                EXIT WHEN v_count < 10000;
-            END LOOP;
+            v_total := v_total + pgq._empty_lane(v_slot, v_lane);
         END LOOP;
     END LOOP;
     RETURN v_total;
@@ -2647,9 +2657,7 @@ BEGIN
         END IF;
         PERFORM pg_sleep(0.01);
     END LOOP;
-    PERFORM pg_advisory_xact_lock(pgq._lane_key((l.lane & ~255::bigint) | s))
-    FROM (SELECT DISTINCT l.lane FROM pgq.line l WHERE l.queue_id = v_queue.id) l
-    CROSS JOIN generate_series(0, v_queue.lanes) s;
+    PERFORM pg_advisory_xact_lock(pgq._lane_key(l)) FROM pgq._lanes_of(v_queue) l;
     SELECT coalesce(sum(s.ready + s.scheduled + s.retrying + s.dead), 0)
         + (SELECT count(*) FROM generate_series(0, 15) n, pgq._running(n, v_queue.id))
         + (SELECT count(*) FROM pgq.straggler t WHERE t.lane >> 16 = v_queue.id AND t.kind IS NULL)
@@ -2754,6 +2762,17 @@ COMMENT ON COLUMN pgq.dead_letter.error IS 'The last error';
 COMMENT ON COLUMN pgq.dead_letter.headers IS 'Metadata';
 COMMENT ON COLUMN pgq.dead_letter.history IS 'Errors of all attempts: array of {attempt, at, error, worker}';
 
+CREATE FUNCTION pgq._is_chosen(letter pgq.dead, task text, error text, since timestamptz, before timestamptz) RETURNS boolean
+    LANGUAGE sql IMMUTABLE
+AS $$
+    SELECT (_is_chosen.task IS NULL OR letter.task = _is_chosen.task)
+        AND (_is_chosen.error IS NULL OR strpos(letter.error, _is_chosen.error) > 0)
+        AND (since IS NULL OR letter.died_at >= since)
+        AND (before IS NULL OR letter.died_at < before)
+$$;
+COMMENT ON FUNCTION pgq._is_chosen(pgq.dead, text, text, timestamptz, timestamptz) IS
+    'Whether a dead letter is of a task, with this text in its last error, and died since or before a time; null: any';
+
 CREATE FUNCTION pgq.dead_letters(
     queue text,
     task text DEFAULT NULL,
@@ -2776,10 +2795,7 @@ BEGIN
     FROM pgq.dead d
     WHERE d.lane >> 16 = v_queue.id
         AND (after_id IS NULL OR d.id > after_id)
-        AND (dead_letters.task IS NULL OR d.task = dead_letters.task)
-        AND (dead_letters.error IS NULL OR strpos(d.error, dead_letters.error) > 0)
-        AND (since IS NULL OR d.died_at >= since)
-        AND (before IS NULL OR d.died_at < before)
+        AND pgq._is_chosen(d, dead_letters.task, dead_letters.error, since, before)
     ORDER BY d.id
     LIMIT n;
 END;
@@ -2803,10 +2819,7 @@ BEGIN
         SELECT d.id FROM pgq.dead d
         WHERE d.lane >> 16 = queue_id
             AND (ids IS NULL OR d.id = ANY (ids))
-            AND (_take_dead.task IS NULL OR d.task = _take_dead.task)
-            AND (_take_dead.error IS NULL OR strpos(d.error, _take_dead.error) > 0)
-            AND (since IS NULL OR d.died_at >= since)
-            AND (before IS NULL OR d.died_at < before)
+            AND pgq._is_chosen(d, _take_dead.task, _take_dead.error, since, before)
         ORDER BY d.id
         LIMIT n
         FOR UPDATE
@@ -3058,8 +3071,7 @@ DECLARE
     v_query text := (
         SELECT string_agg(format('SELECT j.attempt, j.history FROM pgq.%I j WHERE j.id = $1', n.name), ' UNION ALL ')
         FROM (
-            SELECT 'job_' || s FROM generate_series(0, 15) s
-            WHERE pg_relation_size(format('pgq.job_%s', s)::regclass) > 0
+            SELECT 'job_' || s FROM pgq._filled() s
             UNION ALL
             SELECT unnest('{scheduled,dead,straggler}'::text[])
         ) n (name)
@@ -3094,8 +3106,7 @@ BEGIN
         -- What is being archived is there twice.
         SELECT DISTINCT ON (k.lease) k.*
         FROM (
-            SELECT t.* FROM generate_series(0, 15) s CROSS JOIN LATERAL pgq._tried(s, attempts.id) t
-            WHERE pg_relation_size(format('pgq.job_%s', s)::regclass) > 0
+            SELECT t.* FROM pgq._filled() s CROSS JOIN LATERAL pgq._tried(s, attempts.id) t
             UNION ALL
             SELECT s.attempt::int, coalesce(s.kind::text, 'running'), s.lease, s.worker, s.claimed_at, s.finished_at,
                 CASE WHEN s.kind IS NULL THEN s.expires_at END, s.result, s.error, NULL
@@ -3428,6 +3439,7 @@ REVOKE ALL ON TYPE
     pgq.dead_letter, pgq.job_attempt
 FROM PUBLIC;
 REVOKE ALL ON FUNCTION
+    pgq._home(bigint, bigint, int), pgq._lanes_of(pgq.queue), pgq._empty_lane(int, bigint),
     pgq._check_payloads(jsonb[]), pgq._add_jobs(bigint[], text, jsonb[], text, int, timestamptz, int, text[], jsonb),
     pgq._check_unique(text, interval, text), pgq.set_unique(text, text, interval, text), pgq._lives(bigint, boolean),
     pgq._holds(pgq.unique_key), pgq._take_key(pgq.unique_key), pgq._drop_keys(bigint[]), pgq._tidy_keys(),
@@ -3450,6 +3462,7 @@ REVOKE ALL ON FUNCTION
     pgq._enqueue_tick(pgq.schedule, timestamptz), pgq._last_run(pgq.cron, text, timestamptz, timestamptz),
     pgq._fire_one(pgq.schedule, timestamptz), pgq._fire(), pgq._exclusive_key(text), pgq.exclusive_holder(text),
     pgq._clear_ready(pgq.queue), pgq._clear_scheduled(int, boolean), pgq.purge_state(text, text),
+    pgq._is_chosen(pgq.dead, text, text, timestamptz, timestamptz),
     pgq.dead_letters(text, text, text, timestamptz, timestamptz, bigint, int),
     pgq._take_dead(int, bigint[], text, text, timestamptz, timestamptz, int),
     pgq._redrive(text, bigint[], text, text, timestamptz, timestamptz, int, double precision),

@@ -15,11 +15,12 @@ from typing import Any
 
 import psycopg
 import pytest
+from click.testing import CliRunner, Result
 
-from pgqueue import App, AsyncClient, Client, Worker
+from pgqueue import App, AsyncClient, Client, Worker, cli
 from tests.cluster import Cluster
 from tests.conftest import fresh_database
-from tests.python.support import Face, eventually
+from tests.python.support import Face, Run, eventually
 
 ROOT = Path(__file__).parent.parent.parent
 Running = Callable[..., AbstractContextManager[Worker]]
@@ -51,6 +52,19 @@ def client(dsn: str) -> Iterator[Client]:
     with Client(dsn) as made:
         made.create_queue("q", backoff=0)
         yield made
+
+
+@pytest.fixture
+def run(dsn: str) -> Run:
+    """Run `pgqueue …` on the test's database: `run("stats", "--json")`."""
+
+    def run(*arguments: str, dsn: str = dsn, stdin: str | None = None) -> Result:
+        result = CliRunner().invoke(cli.main, [*arguments, "--dsn", dsn], input=stdin)
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result
+
+    return run
 
 
 @pytest.fixture(params=["sync", "async"])

@@ -8,7 +8,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from click.testing import Result
+
 from pgqueue import AsyncClient, Client
+
+Run = Callable[..., Result]
+"""Runs the command line."""
 
 
 def eventually(condition: Callable[[], object], what: str = "it", timeout: float = 15) -> None:

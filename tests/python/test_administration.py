@@ -3,32 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-import click
 import pytest
-from click.testing import CliRunner, Result
 
-from pgqueue import Client, InvalidArgument, LeaseLost, QueueNotFound, cli
+from pgqueue import Client, InvalidArgument, LeaseLost, QueueNotFound
 from pgqueue.client import DeadLetter, JobAttempt
-from tests.python.support import Face
-
-Run = Callable[..., Result]
-
-
-@pytest.fixture
-def run(dsn: str) -> Run:
-    """Run `pgqueue …` on the test's database: `run("dead", "list", "q")`."""
-
-    def run(*arguments: str) -> Result:
-        result = CliRunner().invoke(cli.main, [*arguments, "--dsn", dsn])
-        if result.exception and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return result
-
-    return run
+from tests.python.support import Face, Run
 
 
 def bury(client: Any, count: int = 1, error: str = "broken", task: str | None = None) -> list[int]:
@@ -96,15 +78,6 @@ def test_dead_letters(face: Face) -> None:
 
 
 # The commands ---------------------------------------------------------------------------------------------------------
-
-
-def test_every_command_and_option_has_help(run: Run) -> None:
-    group = cli.main.commands["dead"]
-    assert isinstance(group, click.Group)
-    for command in group.commands.values():
-        assert command.help, command.name
-        for parameter in command.params:
-            assert not isinstance(parameter, click.Option) or parameter.help, f"{command.name} {parameter.name}"
 
 
 def test_dead_letters_are_listed(run: Run, client: Client) -> None:

@@ -5,31 +5,27 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import click
 import psycopg
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
 from pgqueue import Client, __version__, cli
 
 
-@pytest.fixture
-def run(dsn: str) -> Any:
-    """Run `pgqueue …` on the test's database: `run("stats", "--json")`."""
-
-    def run(*arguments: str, dsn: str = dsn, stdin: str | None = None) -> Result:
-        result = CliRunner().invoke(cli.main, [*arguments, "--dsn", dsn], input=stdin)
-        if result.exception and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return result
-
-    return run
+def commands(group: click.Group) -> Iterator[click.Command]:
+    for command in group.commands.values():
+        yield command
+        if isinstance(command, click.Group):
+            yield from commands(command)
 
 
 def test_every_command_and_option_has_help() -> None:
-    for command in (*cli.main.commands.values(), cli.worker):
+    assert {cli.dead_list, cli.schedule_list} < set(commands(cli.main))
+    for command in (*commands(cli.main), cli.worker):
         assert command.help, command.name
         for parameter in command.params:
             assert not isinstance(parameter, click.Option) or parameter.help, f"{command.name} {parameter.name}"

@@ -3,38 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-import click
 import psycopg
 import pytest
-from click.testing import CliRunner, Result
 
-from pgqueue import Client, cli
-
-Run = Callable[..., Result]
-
-
-@pytest.fixture
-def run(dsn: str) -> Run:
-    """Run `pgqueue …` on the test's database: `run("schedule", "list")`."""
-
-    def run(*arguments: str) -> Result:
-        result = CliRunner().invoke(cli.main, [*arguments, "--dsn", dsn])
-        if result.exception and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return result
-
-    return run
-
-
-def test_every_command_and_option_has_help() -> None:
-    for command in (cli.schedule, *cli.schedule.commands.values()):
-        assert command.help, command.name
-        for parameter in command.params:
-            assert not isinstance(parameter, click.Option) or parameter.help, f"{command.name} {parameter.name}"
+from pgqueue import Client
+from tests.python.support import Run
 
 
 def test_schedules_are_listed_by_name(run: Run, client: Client) -> None:

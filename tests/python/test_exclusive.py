@@ -21,7 +21,7 @@ import pytest
 
 import pgqueue
 from pgqueue import AsyncClient, Client, InvalidArgument, NullArgument
-from pgqueue.client import Exclusive, ExclusiveLost
+from pgqueue.exclusive import Exclusive, ExclusiveLost
 from tests.pgbouncer.bouncer import PgBouncer
 from tests.python.support import Face, eventually
 

@@ -13,13 +13,13 @@ _HOMES = {
     "Job": "app",
     "Task": "app",
     "AsyncClient": "client",
-    "AsyncExclusive": "client",
+    "AsyncExclusive": "exclusive",
     "ClaimedJob": "client",
     "Client": "client",
     "DeadLetter": "client",
     "Enqueued": "client",
-    "Exclusive": "client",
-    "ExclusiveLost": "client",
+    "Exclusive": "exclusive",
+    "ExclusiveLost": "exclusive",
     "Finding": "client",
     "Holder": "client",
     "JobAttempt": "client",
@@ -45,13 +45,10 @@ if TYPE_CHECKING:
     from pgqueue.app import App, Job, Task
     from pgqueue.client import (
         AsyncClient,
-        AsyncExclusive,
         ClaimedJob,
         Client,
         DeadLetter,
         Enqueued,
-        Exclusive,
-        ExclusiveLost,
         Finding,
         Holder,
         JobAttempt,
@@ -73,6 +70,7 @@ if TYPE_CHECKING:
         SchemaMissing,
         VersionMismatch,
     )
+    from pgqueue.exclusive import AsyncExclusive, Exclusive, ExclusiveLost
     from pgqueue.worker import Worker
 
 __all__ = [

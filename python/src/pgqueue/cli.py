@@ -382,7 +382,7 @@ def exclusive(dsn: str, name: str, command: tuple[str, ...], timeout: float | No
     with all its children, as another node may begin; then, and if --timeout is over, exits with 75: try again. Signals
     are passed on to the command and its children; what these leave running when it ends is killed.
     """
-    from pgqueue.client import ExclusiveLost
+    from pgqueue.exclusive import ExclusiveLost
 
     tell = _guard()
     child: subprocess.Popen[bytes] | None = None

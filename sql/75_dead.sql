@@ -30,7 +30,8 @@ COMMENT ON COLUMN pgq.dead_letter.headers IS 'Metadata';
 COMMENT ON COLUMN pgq.dead_letter.history IS 'Errors of all attempts: array of {attempt, at, error, worker}';
 
 -- Folded into the queries that ask it, so that they find the right index.
-CREATE FUNCTION pgq._is_chosen(letter pgq.dead, task text, error text, since timestamptz, before timestamptz) RETURNS boolean
+CREATE FUNCTION pgq._is_chosen(letter pgq.dead, task text, error text, since timestamptz, before timestamptz)
+    RETURNS boolean
     LANGUAGE sql IMMUTABLE
 AS $$
     SELECT (_is_chosen.task IS NULL OR letter.task = _is_chosen.task)

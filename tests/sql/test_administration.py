@@ -132,7 +132,7 @@ def test_a_purge_that_is_undone_has_purged_nothing(full: Connection, connect: Co
     session.commit()
     assert held(full) == {**STATES, "running": 1}
     assert call(session, "purge_state", "q", state) == STATES[state]
-    full.execute("SELECT pg_terminate_backend(%s)", [session.info.backend_pid])
+    full.execute("SELECT pg_terminate_backend(%s, 20000)", [session.info.backend_pid])
     session.close()
     eventually(lambda: held(full) == {**STATES, "running": 1})
     assert len(claim(full, 100)) == 7

@@ -573,7 +573,7 @@ def test_a_session_that_is_killed_while_it_tells_holds_up_nobody(
     assert progress(victim, job, "1")
     if kill == "after":
         victim.commit()
-    db.execute("SELECT pg_terminate_backend(%s)", [victim.info.backend_pid])
+    db.execute("SELECT pg_terminate_backend(%s, 20000)", [victim.info.backend_pid])
     victim.close()
     clock.advance(2)
     assert progress(db, job, "2")

@@ -242,7 +242,7 @@ def test_a_change_is_undone_with_its_transaction_or_savepoint(
 
 def call_terminate(db: Connection, other: Connection) -> None:
     pid = other.info.backend_pid
-    db.execute("SELECT pg_terminate_backend(%s)", [pid])
+    db.execute("SELECT pg_terminate_backend(%s, 20000)", [pid])
     eventually(lambda: not column(db, "SELECT pid FROM pg_stat_activity WHERE pid = %s", pid))
 
 

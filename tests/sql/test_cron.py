@@ -349,7 +349,7 @@ def test_a_tick_that_is_being_fired_is_left_alone_until_it_is_known_what_became_
     assert call(db, "maintain")["fired"] == 1  # the new one, and it does not wait for the others
     if end == "kill":
         pid = firing.info.backend_pid
-        db.execute("SELECT pg_terminate_backend(%s)", [pid])
+        db.execute("SELECT pg_terminate_backend(%s, 20000)", [pid])
         eventually(lambda: not one(db, "SELECT count(*) FROM pg_stat_activity WHERE pid = %s", pid))
     elif end == "savepoint":
         firing.execute("ROLLBACK TO here")

@@ -358,7 +358,7 @@ def test_what_is_undone_leaves_the_letters_where_they_were(
         session.execute(undo.encode())
         session.commit()
     else:
-        db.execute("SELECT pg_terminate_backend(%s)", [session.info.backend_pid])
+        db.execute("SELECT pg_terminate_backend(%s, 20000)", [session.info.backend_pid])
         session.close()
     eventually(lambda: call(db, "redrive_where", "q", n=1) == 1)
     assert listed(db) == made[1:]

@@ -88,7 +88,7 @@ def test_the_same_name_in_another_database_is_another_one(db: Connection, connec
 def test_a_holder_that_is_killed_gives_it_up(db: Connection, connect: Connect) -> None:
     first = connect(autocommit=False)
     assert call(first, "try_exclusive", "n")
-    one(db, "SELECT pg_terminate_backend(%s)", first.info.backend_pid)
+    one(db, "SELECT pg_terminate_backend(%s, 20000)", first.info.backend_pid)
     eventually(lambda: call(db, "try_exclusive", "n"))
 
 

@@ -371,7 +371,7 @@ def test_who_comes_second_inserts_if_the_first_is_killed(db: Connection, connect
     unique(first)
     waiting = in_background(unique, second)
     until_blocked(db, second)
-    db.execute("SELECT pg_terminate_backend(%s)", [first.info.backend_pid])
+    db.execute("SELECT pg_terminate_backend(%s, 20000)", [first.info.backend_pid])
     assert waiting.result()[1]
     assert stats(db) == {"ready": 1}
 

@@ -123,6 +123,7 @@ def test_purging_needs_read_committed(full: Connection, connect: Connect, state:
     assert held(full) == {**STATES, "running": 1}
 
 
+@pytest.mark.direct("terminates a session")
 @pytest.mark.parametrize("state", STATES)
 def test_a_purge_that_is_undone_has_purged_nothing(full: Connection, connect: Connect, state: str) -> None:
     session = connect(autocommit=False)

@@ -562,6 +562,7 @@ def test_under_repeatable_read_a_newer_report_is_a_conflict(db: Connection, conn
         progress(old, job, "3")
 
 
+@pytest.mark.direct("terminates a session")
 @pytest.mark.parametrize("kill", ["before", "after"])
 def test_a_session_that_is_killed_while_it_tells_holds_up_nobody(
     db: Connection, connect: Connect, kill: str, clock: Clock

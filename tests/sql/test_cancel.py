@@ -210,6 +210,7 @@ def test_under_repeatable_read_it_is_refused(connect: Connect, db: Connection, f
     assert fingerprint(db) == before
 
 
+@pytest.mark.direct("terminates a session")
 @pytest.mark.parametrize("function", CHANGES)
 @pytest.mark.parametrize("state", ["ready", "sealed", "scheduled"])
 def test_a_change_is_undone_with_its_transaction_or_savepoint(

@@ -333,6 +333,7 @@ def test_many_sessions_fire_each_tick_once(db: Connection, connect: Connect, at:
     assert sum(1 for schedule, _ in jobs if schedule == "s0") >= 4 * 60 + 58
 
 
+@pytest.mark.direct("terminates a session")
 @pytest.mark.parametrize("end", ["commit", "rollback", "savepoint", "kill"])
 def test_a_tick_that_is_being_fired_is_left_alone_until_it_is_known_what_became_of_it(
     db: Connection, connect: Connect, at: At, end: str

@@ -228,6 +228,7 @@ def test_a_redriven_letter_joins_the_lanes_of_today(db: Connection, clock: Clock
     assert one(db, "SELECT count(DISTINCT lane) FROM pgq.lease WHERE claimed_at > now() - interval '1 hour'") > 0
 
 
+@pytest.mark.direct("LISTEN and watch belong to a session")
 def test_redriving_wakes_who_waits(db: Connection, connect: Connect) -> None:
     create(db)
     bury(db, 2)
@@ -344,6 +345,7 @@ def test_under_repeatable_read_what_others_have_taken_is_a_conflict(db: Connecti
     assert stats(db) == {"ready": 4}
 
 
+@pytest.mark.direct("terminates a session")
 @pytest.mark.parametrize("named", [{}, {"per_second": 1}], ids=["at once", "at a rate"])
 @pytest.mark.parametrize("undo", ["ROLLBACK TO SAVEPOINT s", "the session is killed"])
 def test_what_is_undone_leaves_the_letters_where_they_were(

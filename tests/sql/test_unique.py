@@ -366,6 +366,7 @@ def test_who_comes_second_inserts_if_the_first_rolls_back(db: Connection, connec
     assert stats(db) == {"ready": 1}
 
 
+@pytest.mark.direct("terminates a session")
 def test_who_comes_second_inserts_if_the_first_is_killed(db: Connection, connect: Connect) -> None:
     first, second = connect(autocommit=False), connect()
     unique(first)

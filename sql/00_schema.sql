@@ -13,6 +13,7 @@
 --   35_outbox    triggers that turn changes of rows into jobs.
 --   40_consume   claim, and the ways an attempt ends: ack, reject, release, snooze; extend in between.
 --   42_cancel    cancel, reschedule and set_priority: taking back what was not handed out, stopping what was.
+--   44_groups    groups and limits: what may run at once, in which order, how often.
 --   45_work      a worker that is a procedure: it calls SQL functions.
 --   50_maintain  promote what is due, reap expired leases, turn the ring. Called by the workers; there is no daemon.
 --   60_schedule  recurring jobs.

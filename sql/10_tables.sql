@@ -1,8 +1,8 @@
 -- Every table, its constraints and indexes.
 --
 -- Append-only, in a ring of sixteen segments: job, lease, outcome.
--- Small and mutable, for those who use the feature: scheduled, dead, straggler, unique_key, cancel_request, progress,
--- schedule.
+-- Small and mutable, for those who use the feature: scheduled, dead, straggler, unique_key, parked, parked_group,
+-- permit, start, cancel_request, progress, schedule.
 -- Settings and bookkeeping: queue, line, segment, segment_lane, mark.
 -- The past: archive.
 
@@ -19,8 +19,9 @@ COMMENT ON SEQUENCE pgq.lease_id IS 'Lease numbers, the upper bits of lease ids;
 -- after which the server does not start anew.
 CREATE FUNCTION pgq._new_lease(slot int) RETURNS bigint
     LANGUAGE sql VOLATILE
-AS $$ SELECT (nextval('pgq.lease_id') << 12) | (floor(random() * 256)::bigint << 4) | slot $$;
-COMMENT ON FUNCTION pgq._new_lease(int) IS 'A new lease id: it grows, and its lowest four bits are the segment''s slot';
+AS $$ SELECT (nextval('pgq.lease_id') << 12) | (floor(random() * 128)::bigint << 5) | slot $$;
+COMMENT ON FUNCTION pgq._new_lease(int) IS
+    'A new lease id: it grows, its lowest four bits are the segment''s slot, and the fifth says that its jobs have permits';
 
 -- What every transaction must see as it is now and not as it was when its snapshot was taken. Which segment is open,
 -- for instance: a REPEATABLE READ producer that trusted its snapshot could insert into one that was retired since.
@@ -45,6 +46,9 @@ COMMENT ON SEQUENCE pgq.system_identifier IS 'The cluster that the other segment
 CREATE SEQUENCE pgq.dropping MINVALUE 0;
 COMMENT ON SEQUENCE pgq.dropping IS
     'drops << 23 | the queue that is being dropped, or was dropped last; its producers look twice';
+
+CREATE SEQUENCE pgq.turn;
+COMMENT ON SEQUENCE pgq.turn IS 'Turns of the groups of fair queues';
 
 CREATE SEQUENCE pgq.watched MINVALUE 0;
 COMMENT ON SEQUENCE pgq.watched IS 'When a session last began to wait for jobs, in seconds';
@@ -73,6 +77,14 @@ CREATE TABLE pgq.queue (
     unique_until text DEFAULT 'finished',
     unique_for interval,
     on_repeat text NOT NULL DEFAULT 'keep',
+    running_limit int,
+    group_limit int DEFAULT 1,
+    rate int,
+    rate_period interval,
+    group_rate int,
+    group_period interval,
+    fair boolean NOT NULL DEFAULT false,
+    keep_place boolean NOT NULL DEFAULT true,
     CONSTRAINT queue_id_pkey PRIMARY KEY (id),
     CONSTRAINT queue_name_key UNIQUE (name),
     CONSTRAINT queue_name_check CHECK (length(name) BETWEEN 1 AND 128),
@@ -84,7 +96,10 @@ CREATE TABLE pgq.queue (
     CONSTRAINT queue_unique_check CHECK (num_nonnulls(unique_until, unique_for) = 1),
     CONSTRAINT queue_unique_until_check CHECK (unique_until IN ('finished', 'claimed')),
     CONSTRAINT queue_unique_for_check CHECK (unique_for > '0'),
-    CONSTRAINT queue_on_repeat_check CHECK (on_repeat IN ('keep', 'replace', 'debounce'))
+    CONSTRAINT queue_on_repeat_check CHECK (on_repeat IN ('keep', 'replace', 'debounce')),
+    CONSTRAINT queue_limits_check CHECK (running_limit > 0 AND group_limit > 0),
+    CONSTRAINT queue_rate_check CHECK (rate > 0 AND rate_period > '0'),
+    CONSTRAINT queue_group_rate_check CHECK (group_rate > 0 AND group_period > '0')
 );
 COMMENT ON TABLE pgq.queue IS 'Queues and their settings. Change them with pgq.alter_queue';
 COMMENT ON COLUMN pgq.queue.id IS 'Number of the queue, part of its lanes'' ids';
@@ -103,20 +118,29 @@ COMMENT ON COLUMN pgq.queue.validator IS 'Function that checks payloads, as in '
 COMMENT ON COLUMN pgq.queue.unique_until IS 'How far a job holds its unique key: finished or claimed; null: see unique_for';
 COMMENT ON COLUMN pgq.queue.unique_for IS 'How long a job holds its unique key after it was enqueued, whatever becomes of it';
 COMMENT ON COLUMN pgq.queue.on_repeat IS 'What a repeat does to a job not yet claimed: keep, replace or debounce';
+COMMENT ON COLUMN pgq.queue.running_limit IS 'How many jobs of the queue may run at once; null: any number';
+COMMENT ON COLUMN pgq.queue.group_limit IS 'How many jobs of one group may run at once; null: any number';
+COMMENT ON COLUMN pgq.queue.rate IS 'How many jobs of the queue may start in rate_period; null: any number';
+COMMENT ON COLUMN pgq.queue.rate_period IS 'The period that rate is about';
+COMMENT ON COLUMN pgq.queue.group_rate IS 'How many jobs of one group may start in group_period; null: any number';
+COMMENT ON COLUMN pgq.queue.group_period IS 'The period that group_rate is about';
+COMMENT ON COLUMN pgq.queue.fair IS 'Whether groups take turns';
+COMMENT ON COLUMN pgq.queue.keep_place IS 'Whether its group waits for a job that is to be tried again';
 
 -- A lane is one queue, one priority, one shard; its id says which: queue << 16 | (priority + 128) << 8 | shard. Shard 0
 -- is the front of the line: released, expired and carried jobs, taken before all others of their priority. What was
--- taken back lies in its lane | 128, where nobody claims from. The lanes of a priority need no rows. What claims must
--- know is which priorities are in use: a line is the front lane of one, or all its shards. Producers add it on first
--- use, without a unique constraint, so that they never wait for each other; a line that is listed twice is looked at
--- twice until pgq.maintain removes the second row.
+-- taken back lies in its lane | 128, where nobody claims from. Three more lanes are the gate's (44_groups).
+--
+-- Lanes need no rows. What claims must know is which priorities are in use: a line is the front lane of one, all its
+-- shards, or a lane of the gate. Producers add it on first use, without a unique constraint, so that they never wait
+-- for each other; a line that is listed twice is looked at twice until pgq.maintain removes the second row.
 CREATE TABLE pgq.line (
     lane bigint NOT NULL,
     queue_id int NOT NULL
 );
 CREATE INDEX line_queue_id_lane_idx ON pgq.line (queue_id, lane);
-COMMENT ON TABLE pgq.line IS 'Lines in use: for each queue and priority the front lane, or all shards';
-COMMENT ON COLUMN pgq.line.lane IS 'The front lane, or the first of the shards';
+COMMENT ON TABLE pgq.line IS 'Lines in use: for each queue and priority the front lane, all shards, or one of the gate''s';
+COMMENT ON COLUMN pgq.line.lane IS 'The front lane, the first of the shards, or a lane of the gate; -1: claims of this queue go through the gate';
 COMMENT ON COLUMN pgq.line.queue_id IS 'The queue';
 
 -- The ring ------------------------------------------------------------------------------------------------------------
@@ -138,7 +162,8 @@ CREATE TABLE pgq.job (
     task text,
     payload jsonb NOT NULL,
     headers jsonb,
-    history jsonb
+    history jsonb,
+    group_key text
 ) PARTITION BY LIST (slot);
 COMMENT ON TABLE pgq.job IS 'One row per attempt that may be claimed. Truncated by segment, never deleted; updated only to take a job '
     'back, or by who enqueues its unique key again';
@@ -153,6 +178,7 @@ COMMENT ON COLUMN pgq.job.task IS 'What to do, in the words of the application';
 COMMENT ON COLUMN pgq.job.payload IS 'Arguments';
 COMMENT ON COLUMN pgq.job.headers IS 'Metadata, for instance a trace context';
 COMMENT ON COLUMN pgq.job.history IS 'Errors of earlier attempts: array of {attempt, at, error, worker}';
+COMMENT ON COLUMN pgq.job.group_key IS 'The group that it belongs to; null: none';
 
 CREATE TABLE pgq.lease (
     id bigint NOT NULL,
@@ -319,6 +345,7 @@ CREATE TABLE pgq.scheduled (
     payload jsonb NOT NULL,
     headers jsonb,
     history jsonb,
+    group_key text,
     CONSTRAINT scheduled_id_pkey PRIMARY KEY (id)
 );
 CREATE INDEX scheduled_run_at_idx ON pgq.scheduled (run_at);
@@ -334,6 +361,7 @@ COMMENT ON COLUMN pgq.scheduled.task IS 'What to do';
 COMMENT ON COLUMN pgq.scheduled.payload IS 'Arguments';
 COMMENT ON COLUMN pgq.scheduled.headers IS 'Metadata';
 COMMENT ON COLUMN pgq.scheduled.history IS 'Errors of earlier attempts';
+COMMENT ON COLUMN pgq.scheduled.group_key IS 'The group that it belongs to; null: none';
 
 CREATE TABLE pgq.dead (
     id bigint NOT NULL,
@@ -347,6 +375,7 @@ CREATE TABLE pgq.dead (
     headers jsonb,
     history jsonb,
     error text,
+    group_key text,
     CONSTRAINT dead_id_pkey PRIMARY KEY (id)
 );
 CREATE INDEX dead_queue_id_idx ON pgq.dead ((lane >> 16), id);
@@ -364,6 +393,7 @@ COMMENT ON COLUMN pgq.dead.payload IS 'Arguments';
 COMMENT ON COLUMN pgq.dead.headers IS 'Metadata';
 COMMENT ON COLUMN pgq.dead.history IS 'Errors of all attempts: array of {attempt, at, error, worker}';
 COMMENT ON COLUMN pgq.dead.error IS 'The last error';
+COMMENT ON COLUMN pgq.dead.group_key IS 'The group that it belonged to; null: none';
 
 CREATE TABLE pgq.schedule (
     name text NOT NULL,
@@ -416,6 +446,7 @@ CREATE TABLE pgq.straggler (
     kind pgq.outcome_kind,
     result jsonb,
     error text,
+    group_key text,
     CONSTRAINT straggler_id_lease_pkey PRIMARY KEY (id, lease)
 );
 CREATE INDEX straggler_lease_idx ON pgq.straggler (lease);
@@ -438,6 +469,7 @@ COMMENT ON COLUMN pgq.straggler.finished_at IS 'When the attempt ended; null: it
 COMMENT ON COLUMN pgq.straggler.kind IS 'How it ended';
 COMMENT ON COLUMN pgq.straggler.result IS 'What the handler returned';
 COMMENT ON COLUMN pgq.straggler.error IS 'Why it failed';
+COMMENT ON COLUMN pgq.straggler.group_key IS 'The group that it belongs to; null: none';
 
 CREATE TABLE pgq.unique_key (
     queue_id int NOT NULL,
@@ -455,6 +487,87 @@ COMMENT ON COLUMN pgq.unique_key.key IS 'What the application calls one and the 
 COMMENT ON COLUMN pgq.unique_key.job_id IS 'Job id';
 COMMENT ON COLUMN pgq.unique_key.until_claimed IS 'Whether the key is free as soon as the job is claimed';
 COMMENT ON COLUMN pgq.unique_key.held_until IS 'Until when the key is held, whatever becomes of the job; null: as long as it lives';
+
+CREATE TABLE pgq.parked (
+    id bigint NOT NULL,
+    queue_id int NOT NULL,
+    group_key text NOT NULL,
+    priority smallint NOT NULL,
+    lane bigint NOT NULL,
+    enqueued_at timestamptz NOT NULL,
+    attempt smallint NOT NULL,
+    max_attempts smallint,
+    task text,
+    payload jsonb NOT NULL,
+    headers jsonb,
+    history jsonb,
+    CONSTRAINT parked_id_pkey PRIMARY KEY (id)
+);
+CREATE INDEX parked_queue_id_group_key_priority_id_idx ON pgq.parked (queue_id, group_key, priority, id);
+COMMENT ON TABLE pgq.parked IS 'Jobs that could be claimed but for a limit of their group or queue';
+COMMENT ON COLUMN pgq.parked.id IS 'Job id';
+COMMENT ON COLUMN pgq.parked.queue_id IS 'The queue';
+COMMENT ON COLUMN pgq.parked.group_key IS 'The group that it belongs to; empty: none';
+COMMENT ON COLUMN pgq.parked.priority IS 'Priority, lower runs first';
+COMMENT ON COLUMN pgq.parked.lane IS 'Lane that it came from';
+COMMENT ON COLUMN pgq.parked.enqueued_at IS 'When the job was first enqueued';
+COMMENT ON COLUMN pgq.parked.attempt IS 'Number of the attempt to come';
+COMMENT ON COLUMN pgq.parked.max_attempts IS 'Attempts allowed; null: what the queue says';
+COMMENT ON COLUMN pgq.parked.task IS 'What to do';
+COMMENT ON COLUMN pgq.parked.payload IS 'Arguments';
+COMMENT ON COLUMN pgq.parked.headers IS 'Metadata';
+COMMENT ON COLUMN pgq.parked.history IS 'Errors of earlier attempts';
+
+CREATE TABLE pgq.parked_group (
+    queue_id int NOT NULL,
+    group_key text NOT NULL,
+    priority smallint NOT NULL,
+    turn bigint NOT NULL,
+    ready boolean NOT NULL,
+    ready_at timestamptz,
+    CONSTRAINT parked_group_queue_id_group_key_pkey PRIMARY KEY (queue_id, group_key)
+);
+CREATE INDEX parked_group_turn_idx ON pgq.parked_group (queue_id, priority, turn) WHERE ready;
+CREATE INDEX parked_group_ready_at_idx ON pgq.parked_group (queue_id, ready_at) WHERE NOT ready;
+COMMENT ON TABLE pgq.parked_group IS 'The groups that have parked jobs. Only who holds the gate writes here';
+COMMENT ON COLUMN pgq.parked_group.queue_id IS 'The queue';
+COMMENT ON COLUMN pgq.parked_group.group_key IS 'The group; empty: jobs without one';
+COMMENT ON COLUMN pgq.parked_group.priority IS 'Priority of its first job';
+COMMENT ON COLUMN pgq.parked_group.turn IS 'Groups of one priority are served in this order: the first job''s id or, if they take turns, their turn';
+COMMENT ON COLUMN pgq.parked_group.ready IS 'Whether it is worth looking at: a job of it may be allowed to run';
+COMMENT ON COLUMN pgq.parked_group.ready_at IS 'When it is worth looking at again; null: when a job of it ends';
+
+CREATE TABLE pgq.permit (
+    job_id bigint NOT NULL,
+    queue_id int NOT NULL,
+    group_key text NOT NULL,
+    state text NOT NULL,
+    CONSTRAINT permit_job_id_pkey PRIMARY KEY (job_id),
+    CONSTRAINT permit_state_check CHECK (state IN ('running', 'waiting', 'ended'))
+);
+CREATE INDEX permit_queue_id_group_key_idx ON pgq.permit (queue_id, group_key);
+CREATE INDEX permit_ended_idx ON pgq.permit (queue_id) WHERE state = 'ended';
+COMMENT ON TABLE pgq.permit IS 'The right to run: one row for each job that counts against a limit';
+COMMENT ON COLUMN pgq.permit.job_id IS 'Job id';
+COMMENT ON COLUMN pgq.permit.queue_id IS 'The queue';
+COMMENT ON COLUMN pgq.permit.group_key IS 'The group; empty: none';
+COMMENT ON COLUMN pgq.permit.state IS
+    'running; waiting: for its next attempt, its group waits for it; ended: given back, and the next claim removes it';
+
+CREATE TABLE pgq.start (
+    queue_id int NOT NULL,
+    group_key text NOT NULL,
+    at timestamptz NOT NULL,
+    jobs int NOT NULL,
+    total bigint NOT NULL,
+    CONSTRAINT start_queue_id_group_key_at_total_pkey PRIMARY KEY (queue_id, group_key, at, total)
+);
+COMMENT ON TABLE pgq.start IS 'How many jobs of a queue or group with a rate were claimed when; rows go when their period is over';
+COMMENT ON COLUMN pgq.start.queue_id IS 'The queue';
+COMMENT ON COLUMN pgq.start.group_key IS 'The group; empty: the whole queue';
+COMMENT ON COLUMN pgq.start.at IS 'When they were claimed; never before the row before it';
+COMMENT ON COLUMN pgq.start.jobs IS 'How many';
+COMMENT ON COLUMN pgq.start.total IS 'How many by then';
 
 CREATE TABLE pgq.cancel_request (
     id bigint NOT NULL,

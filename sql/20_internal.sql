@@ -36,9 +36,26 @@ COMMENT ON FUNCTION pgq._lane(int, int, int) IS 'The id of a lane; shard 0 is th
 
 CREATE FUNCTION pgq._home(lane bigint, job bigint, shards int) RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
-AS $$ SELECT CASE WHEN lane & 255 = 0 THEN lane | (job % shards + 1) ELSE lane END $$;
+AS $$
+    SELECT CASE WHEN lane & 96 = 96 THEN (lane & ~255::bigint) | 96 WHEN lane & 255 = 0 THEN lane | (job % shards + 1) ELSE lane END
+$$;
 COMMENT ON FUNCTION pgq._home(bigint, bigint, int) IS
     'The lane of a job that comes back later: its own, or a shard instead of the front of the line';
+
+CREATE FUNCTION pgq._front(lane bigint) RETURNS bigint
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+AS $$ SELECT (lane & ~255::bigint) | CASE WHEN lane & 96 = 96 THEN 96 ELSE 0 END $$;
+COMMENT ON FUNCTION pgq._front(bigint) IS 'The front of the line that a lane belongs to';
+
+CREATE FUNCTION pgq._line(lane bigint) RETURNS bigint
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+AS $$ SELECT CASE WHEN lane & 96 = 96 OR lane & 255 = 0 THEN lane ELSE (lane & ~255::bigint) | 1 END $$;
+COMMENT ON FUNCTION pgq._line(bigint) IS 'What pgq.line calls a lane: itself, or the first of the shards';
+
+CREATE FUNCTION pgq._gate_key(queue_id int) RETURNS bigint
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+AS $$ SELECT pgq._lane_key(queue_id::bigint << 16) $$;
+COMMENT ON FUNCTION pgq._gate_key(int) IS 'Advisory lock of a queue''s gate, held while claiming by its limits';
 
 CREATE FUNCTION pgq._priority(lane bigint) RETURNS int
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -65,18 +82,6 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION pgq._require(text, boolean, text) IS 'Raises 22004 or 22023 unless an argument is valid';
-
-CREATE FUNCTION pgq._not_yet(feature text) RETURNS void
-    LANGUAGE plpgsql
-AS $$
-BEGIN
-    RAISE EXCEPTION USING
-        ERRCODE = 'feature_not_supported',
-        MESSAGE = format('%s is not supported by this version of pgqueue', feature),
-        HINT = 'SELECT pgq.version() shows the version; the change log says which one brings it.';
-END;
-$$;
-COMMENT ON FUNCTION pgq._not_yet(text) IS 'Raises 0A000 for what is reserved';
 
 CREATE FUNCTION pgq._find_queue(queue text) RETURNS pgq.queue
     LANGUAGE plpgsql STABLE
@@ -350,7 +355,8 @@ CREATE TYPE pgq.attempt AS (
     task text,
     payload jsonb,
     headers jsonb,
-    history jsonb
+    history jsonb,
+    group_key text
 );
 COMMENT ON TYPE pgq.attempt IS 'A claimed attempt with all that is needed to make the next one';
 COMMENT ON COLUMN pgq.attempt.id IS 'Job id';
@@ -365,6 +371,7 @@ COMMENT ON COLUMN pgq.attempt.task IS 'What to do';
 COMMENT ON COLUMN pgq.attempt.payload IS 'Arguments';
 COMMENT ON COLUMN pgq.attempt.headers IS 'Metadata';
 COMMENT ON COLUMN pgq.attempt.history IS 'Errors of earlier attempts';
+COMMENT ON COLUMN pgq.attempt.group_key IS 'The group that it belongs to';
 
 CREATE FUNCTION pgq._attempts_0(ids bigint[], leases bigint[]) RETURNS SETOF pgq.attempt
     LANGUAGE plpgsql STABLE
@@ -372,7 +379,7 @@ AS $$
 BEGIN
     RETURN QUERY
     SELECT a.id, l.id, l.lane, j.enqueued_at, l.claimed_at, j.attempt::int, j.max_attempts::int, l.worker,
-        j.task, j.payload, j.headers, j.history
+        j.task, j.payload, j.headers, j.history, j.group_key
     FROM (SELECT DISTINCT u.id, u.lease FROM unnest(ids, leases) u (id, lease)) a
     JOIN (
         SELECT * FROM pgq.lease_0 l WHERE l.id = ANY (leases) AND l.job_ids IS NOT NULL
@@ -404,7 +411,7 @@ BEGIN
             pgq._attempts(n.slot, ids, leases) p
         UNION ALL
         SELECT s.id, s.lease, s.lane, s.enqueued_at, s.claimed_at, s.attempt::int, s.max_attempts::int, s.worker,
-            s.task, s.payload, s.headers, s.history
+            s.task, s.payload, s.headers, s.history, s.group_key
         FROM unnest(ids, leases) u (id, lease)
         JOIN pgq.straggler s ON s.id = u.id AND s.lease = u.lease AND s.kind IS NULL
     ) a;

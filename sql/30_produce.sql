@@ -50,15 +50,15 @@ COMMENT ON FUNCTION pgq._producing(text) IS 'The queue that a producer adds to; 
 CREATE FUNCTION pgq._add_line(lane bigint) RETURNS void
     LANGUAGE plpgsql
 AS $$
-DECLARE
-    v_line CONSTANT bigint := (lane & ~255::bigint) | CASE WHEN lane & 255 = 0 THEN 0 ELSE 1 END;
 BEGIN
     INSERT INTO pgq.line AS l (lane, queue_id)
-    SELECT v_line, v_line >> 16
-    WHERE NOT EXISTS (SELECT FROM pgq.line l WHERE l.queue_id = v_line >> 16 AND l.lane = v_line);
+    SELECT n.lane, _add_line.lane >> 16
+    FROM (VALUES (pgq._line(_add_line.lane)), (CASE WHEN _add_line.lane & 96 = 96 THEN -1 END)) n (lane)
+    WHERE n.lane IS NOT NULL
+        AND NOT EXISTS (SELECT FROM pgq.line l WHERE l.queue_id = _add_line.lane >> 16 AND l.lane = n.lane);
 END;
 $$;
-COMMENT ON FUNCTION pgq._add_line(bigint) IS 'Makes sure that claims look at the line of a lane';
+COMMENT ON FUNCTION pgq._add_line(bigint) IS 'Makes sure that claims look at the line of a lane, and through the gate if it is one of the gate''s';
 
 CREATE FUNCTION pgq._due(run_at timestamptz, delay interval) RETURNS timestamptz
     LANGUAGE plpgsql
@@ -171,8 +171,9 @@ $$;
 COMMENT ON FUNCTION pgq.enqueue(text, jsonb, text, int, timestamptz, interval, int, text, text, jsonb) IS
     'Adds a job to a queue as part of the caller''s transaction and returns its id. priority: -100 runs first, 100 last. '
     'run_at or delay: not before then. max_attempts: instead of the queue''s. headers: a JSON object for metadata. '
-    'unique_key: not if a job of the queue holds it; see pgq.enqueue_unique. Raises PQ002 if there is no such queue, PQ004 '
-    'if its validator refuses the payload, 22023 and 22004 for bad arguments';
+    'unique_key: not if a job of the queue holds it; see pgq.enqueue_unique. group_key: in the order of its group, and one '
+    'at a time or as pgq.set_limits says. Raises PQ002 if there is no such queue, PQ004 if its validator refuses the '
+    'payload, 22023 and 22004 for bad arguments';
 
 CREATE FUNCTION pgq._check_payloads(payloads jsonb[]) RETURNS void
     LANGUAGE plpgsql
@@ -185,6 +186,13 @@ END;
 $$;
 COMMENT ON FUNCTION pgq._check_payloads(jsonb[]) IS 'Raises 22004';
 
+CREATE FUNCTION pgq._new_lane(queue pgq.queue, priority int, job bigint, group_key text) RETURNS bigint
+    LANGUAGE sql IMMUTABLE
+AS $$
+    SELECT pgq._lane(queue.id, priority, CASE WHEN group_key IS NULL THEN (job % queue.shards)::int + 1 ELSE 97 END)
+$$;
+COMMENT ON FUNCTION pgq._new_lane(pgq.queue, int, bigint, text) IS 'The lane that a job joins: a shard, or the gate''s if it has a group';
+
 -- Puts new jobs with these ids where they belong: into the open segment, or to the scheduled ones.
 CREATE FUNCTION pgq._add_jobs(
     ids bigint[], queue text, payloads jsonb[], task text, priority int, run_at timestamptz, max_attempts int,
@@ -195,10 +203,13 @@ AS $$
 DECLARE
     v_slot int;
     v_queue pgq.queue;
+    v_grouped boolean;
 BEGIN
     PERFORM pgq._check_job(priority, max_attempts, headers);
-    IF group_keys IS NOT NULL THEN
-        PERFORM pgq._not_yet('group_key');
+    v_grouped := num_nonnulls(VARIADIC group_keys) > 0;
+    IF v_grouped THEN
+        PERFORM pgq._require('each of group_keys',
+            (SELECT bool_and(octet_length(k) BETWEEN 1 AND 1000) FROM unnest(group_keys) k), 'null or 1 to 1000 bytes');
     END IF;
     v_slot := pgq._hold();
     v_queue := pgq._producing(queue);
@@ -209,19 +220,22 @@ BEGIN
         RETURN;
     END IF;
     IF run_at > pgq._now() THEN
-        INSERT INTO pgq.scheduled (run_at, id, lane, enqueued_at, attempt, max_attempts, task, payload, headers)
-        SELECT _add_jobs.run_at, u.id, pgq._lane(v_queue.id, _add_jobs.priority, (u.id % v_queue.shards)::int + 1),
-            pgq._now(), 1, _add_jobs.max_attempts, _add_jobs.task, u.payload, _add_jobs.headers
-        FROM unnest(ids, payloads) u (id, payload);
+        INSERT INTO pgq.scheduled (run_at, id, lane, enqueued_at, attempt, max_attempts, task, payload, headers, group_key)
+        SELECT _add_jobs.run_at, u.id, pgq._new_lane(v_queue, _add_jobs.priority, u.id, u.group_key),
+            pgq._now(), 1, _add_jobs.max_attempts, _add_jobs.task, u.payload, _add_jobs.headers, u.group_key
+        FROM unnest(ids, payloads, group_keys) u (id, payload, group_key);
         RETURN;
     END IF;
     IF priority <> 0 THEN
         PERFORM pgq._add_line(pgq._lane(v_queue.id, priority, 1));
     END IF;
-    INSERT INTO pgq.job (lane, xid, id, enqueued_at, slot, attempt, max_attempts, task, payload, headers)
-    SELECT pgq._lane(v_queue.id, _add_jobs.priority, (u.id % v_queue.shards)::int + 1), pg_current_xact_id(), u.id,
-        pgq._now(), v_slot, 1, _add_jobs.max_attempts, _add_jobs.task, u.payload, _add_jobs.headers
-    FROM unnest(ids, payloads) u (id, payload);
+    IF v_grouped THEN
+        PERFORM pgq._add_line(pgq._lane(v_queue.id, priority, 97));
+    END IF;
+    INSERT INTO pgq.job (lane, xid, id, enqueued_at, slot, attempt, max_attempts, task, payload, headers, group_key)
+    SELECT pgq._new_lane(v_queue, _add_jobs.priority, u.id, u.group_key), pg_current_xact_id(), u.id,
+        pgq._now(), v_slot, 1, _add_jobs.max_attempts, _add_jobs.task, u.payload, _add_jobs.headers, u.group_key
+    FROM unnest(ids, payloads, group_keys) u (id, payload, group_key);
     PERFORM pgq._wake(v_queue.id, queue);
 END;
 $$;
@@ -245,6 +259,7 @@ DECLARE
     v_ids bigint[];
 BEGIN
     PERFORM pgq._check_payloads(payloads);
+    PERFORM pgq._require('group_keys', coalesce(cardinality(group_keys) = cardinality(payloads), true), 'null or as long as payloads');
     v_ids := ARRAY(SELECT nextval('pgq.job_id') FROM generate_series(1, cardinality(payloads)));
     PERFORM pgq._add_jobs(v_ids, queue, payloads, task, priority, pgq._due(run_at, delay), max_attempts, group_keys, headers);
     RETURN QUERY SELECT u.id FROM unnest(v_ids) u (id);

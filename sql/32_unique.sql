@@ -58,7 +58,9 @@ CREATE FUNCTION pgq._lives(job bigint, unclaimed boolean) RETURNS boolean
     SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET jit = off
 AS $$
 BEGIN
-    IF EXISTS (SELECT FROM pgq.scheduled s WHERE s.id = job AND NOT (unclaimed AND s.attempt > 1)) THEN
+    IF EXISTS (SELECT FROM pgq.scheduled s WHERE s.id = job AND NOT (unclaimed AND s.attempt > 1))
+        OR EXISTS (SELECT FROM pgq.parked p WHERE p.id = job AND NOT (unclaimed AND p.attempt > 1))
+    THEN
         RETURN true;
     END IF;
     RETURN EXISTS (
@@ -191,6 +193,14 @@ BEGIN
         IF FOUND THEN
             RETURN;
         END IF;
+        UPDATE pgq.parked p SET payload = _repeat.payload, task = _repeat.task, headers = _repeat.headers
+        WHERE p.id = job AND p.attempt = 1;
+        IF FOUND THEN
+            IF run_at IS NOT NULL THEN
+                PERFORM pgq.reschedule(job, run_at);
+            END IF;
+            RETURN;
+        END IF;
         FOR v_slot, v_lane IN SELECT s, l FROM pgq._filled() s, pgq._lanes(s, job) l LOOP
             PERFORM pgq._lock_lane(v_slot, v_lane);
             PERFORM pgq._revise(v_slot, pgq._ready(v_slot, v_lane, ARRAY[job], NULL), payload, task, headers);
@@ -233,6 +243,7 @@ BEGIN
     PERFORM pgq._read_committed();
     PERFORM pgq._check_payloads(payloads);
     PERFORM pgq._require('unique_keys', cardinality(unique_keys) = cardinality(payloads), 'an array as long as payloads');
+    PERFORM pgq._require('group_keys', coalesce(cardinality(group_keys) = cardinality(payloads), true), 'null or as long as payloads');
     PERFORM pgq._require('each of unique_keys',
         coalesce((SELECT bool_and(octet_length(k) BETWEEN 1 AND 1000) FROM unnest(unique_keys) k), true),
         'null or 1 to 1000 bytes');
@@ -261,10 +272,11 @@ BEGIN
         ) k
         OFFSET 0
     ) t ON t.key = u.key;
-    PERFORM pgq._add_jobs(a.ids, queue, a.payloads, task, priority, run_at, max_attempts, group_keys, headers)
+    PERFORM pgq._add_jobs(a.ids, queue, a.payloads, task, priority, run_at, max_attempts, a.group_keys, headers)
     FROM (
-        SELECT coalesce(array_agg(u.id ORDER BY u.n), '{}') AS ids, coalesce(array_agg(u.payload ORDER BY u.n), '{}') AS payloads
-        FROM unnest(v_ids, v_holders, payloads) WITH ORDINALITY u (id, holder, payload, n)
+        SELECT coalesce(array_agg(u.id ORDER BY u.n), '{}') AS ids, coalesce(array_agg(u.payload ORDER BY u.n), '{}') AS payloads,
+            array_agg(u.group_key ORDER BY u.n) AS group_keys
+        FROM unnest(v_ids, v_holders, payloads, group_keys) WITH ORDINALITY u (id, holder, payload, group_key, n)
         WHERE u.id = u.holder
     ) a;
     IF on_repeat <> 'keep' THEN

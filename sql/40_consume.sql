@@ -344,6 +344,9 @@ BEGIN
                 RETURN;
             END IF;
             PERFORM pgq._adopt();
+        ELSIF v_queue.lines[1] < 0 THEN
+            RETURN QUERY SELECT * FROM pgq._claim_limited(v_queue.id, batch, v_queue.expiry, worker);
+            RETURN;
         ELSIF v_queue.lanes = 1 AND v_ordered IS NULL THEN
             v_ordered := pgq._in_order(v_queue.lines);
         ELSE
@@ -556,12 +559,16 @@ DECLARE
 BEGIN
     -- by slot: v_slot
     v_done := pgq._settle_0(id, lease, result);
-    IF v_done THEN
+    IF v_done AND lease & 16 = 0 THEN
         RETURN;
+    ELSIF NOT v_done THEN
+        PERFORM pgq._settle_many(ARRAY[id], ARRAY[lease], '{done}', ARRAY[result], NULL);
+        IF NOT FOUND THEN
+            PERFORM pgq._lost(id, lease);
+        END IF;
     END IF;
-    PERFORM pgq._settle_many(ARRAY[id], ARRAY[lease], '{done}', ARRAY[result], NULL);
-    IF NOT FOUND THEN
-        PERFORM pgq._lost(id, lease);
+    IF lease & 16 = 16 THEN
+        PERFORM pgq._hand_back(ARRAY[id], false);
     END IF;
 END;
 $$;
@@ -619,6 +626,7 @@ DECLARE
     v_slot int := leases[1] & 15;
     v_done boolean := false;
     v_whole bigint[];
+    v_ids bigint[] := '{}';
 BEGIN
     IF array_dims(leases) = array_dims(ids) AND leases[1] = ALL (leases)
         AND (results IS NULL OR array_dims(results) = array_dims(ids))
@@ -626,6 +634,9 @@ BEGIN
         -- by slot: v_slot
         v_done := pgq._done_0(ids, leases[1], results);
         IF v_done THEN
+            IF leases[1] & 16 = 16 THEN
+                PERFORM pgq._hand_back(ids, false);
+            END IF;
             RETURN QUERY SELECT unnest(ids);
             RETURN;
         END IF;
@@ -635,15 +646,20 @@ BEGIN
             SELECT d FROM (SELECT DISTINCT (u.lease & 15)::int AS slot FROM unnest(leases) u (lease) WHERE u.lease IS NOT NULL) s,
                 pgq._done_each(s.slot, ids, leases, results) d
         );
-        RETURN QUERY SELECT u.id FROM unnest(ids, leases) u (id, lease) WHERE u.lease = ANY (v_whole);
+        v_ids := ARRAY(SELECT u.id FROM unnest(ids, leases) u (id, lease) WHERE u.lease = ANY (v_whole));
     END IF;
-    RETURN QUERY
-    SELECT s.id
-    FROM (
-        SELECT array_agg(u.id) AS ids, array_agg(u.lease) AS leases, array_agg(u.result) AS results
-        FROM unnest(ids, leases, results) u (id, lease, result)
-        WHERE (u.lease = ANY (v_whole)) IS NOT TRUE
-    ) u, pgq._settle_many(u.ids, u.leases, '{done}', u.results, NULL) s;
+    v_ids := v_ids || ARRAY(
+        SELECT s.id
+        FROM (
+            SELECT array_agg(u.id) AS ids, array_agg(u.lease) AS leases, array_agg(u.result) AS results
+            FROM unnest(ids, leases, results) u (id, lease, result)
+            WHERE (u.lease = ANY (v_whole)) IS NOT TRUE
+        ) u, pgq._settle_many(u.ids, u.leases, '{done}', u.results, NULL) s
+    );
+    IF pgq._has_permits(leases) THEN
+        PERFORM pgq._hand_back(v_ids, false);
+    END IF;
+    RETURN QUERY SELECT unnest(v_ids);
 END;
 $$;
 COMMENT ON FUNCTION pgq.ack_many(bigint[], bigint[], jsonb[]) IS
@@ -669,7 +685,7 @@ AS $$
 BEGIN
     PERFORM pgq._add_line(l.lane), pgq._wake(q.id, q.name)
     FROM (
-        SELECT DISTINCT a.lane & ~255::bigint AS lane FROM pgq._attempts(ids, leases) a
+        SELECT DISTINCT pgq._front(a.lane) AS lane FROM pgq._attempts(ids, leases) a
     ) l JOIN pgq.queue q ON q.id = l.lane >> 16;
 END;
 $$;
@@ -715,29 +731,34 @@ BEGIN
             FROM failed f
         ) f, pgq._settle_many(f.ids, f.leases, f.kinds, NULL, f.errors) s
     ), waiting AS (
-        INSERT INTO pgq.scheduled (run_at, id, lane, enqueued_at, attempt, max_attempts, task, payload, headers, history)
+        INSERT INTO pgq.scheduled (run_at, id, lane, enqueued_at, attempt, max_attempts, task, payload, headers, history, group_key)
         SELECT pgq._now() + coalesce(retry_in, pgq._backoff(f.backoff, f.backoff_max, f.attempt)), f.id,
-            f.home, f.enqueued_at, f.attempt + 1, f.max_attempts, f.task, f.payload, f.headers, f.errors
+            f.home, f.enqueued_at, f.attempt + 1, f.max_attempts, f.task, f.payload, f.headers, f.errors, f.group_key
         FROM failed f JOIN ended e ON e.id = f.id AND e.lease = f.lease
         WHERE f.again AND NOT expired
     ), ready AS (
-        INSERT INTO pgq.job (lane, xid, id, enqueued_at, slot, attempt, max_attempts, task, payload, headers, history)
-        SELECT f.lane & ~255::bigint, pg_current_xact_id(), f.id, f.enqueued_at, v_slot, f.attempt + 1, f.max_attempts,
-            f.task, f.payload, f.headers, f.errors
+        INSERT INTO pgq.job (lane, xid, id, enqueued_at, slot, attempt, max_attempts, task, payload, headers, history, group_key)
+        SELECT pgq._front(f.lane), pg_current_xact_id(), f.id, f.enqueued_at, v_slot, f.attempt + 1, f.max_attempts,
+            f.task, f.payload, f.headers, f.errors, f.group_key
         FROM failed f JOIN ended e ON e.id = f.id AND e.lease = f.lease
         WHERE f.again AND expired
     ), buried AS (
-        INSERT INTO pgq.dead (id, lane, enqueued_at, died_at, attempt, max_attempts, task, payload, headers, history, error)
+        INSERT INTO pgq.dead (id, lane, enqueued_at, died_at, attempt, max_attempts, task, payload, headers, history, error, group_key)
         SELECT f.id, f.lane, f.enqueued_at, pgq._now(), f.attempt, f.max_attempts, f.task, f.payload, f.headers, f.errors,
-            f.error
+            f.error, f.group_key
         FROM failed f JOIN ended e ON e.id = f.id AND e.lease = f.lease
         WHERE NOT f.again AND f.known AND NOT f.stopped
     ), heard AS (
         DELETE FROM pgq.cancel_request c USING failed f JOIN ended e ON e.id = f.id AND e.lease = f.lease
         WHERE f.stopped AND c.id = f.id
+    ), handed_back AS (
+        SELECT pgq._hand_back(array_agg(f.id), f.again)
+        FROM failed f JOIN ended e ON e.id = f.id AND e.lease = f.lease
+        WHERE f.lease & 16 = 16
+        GROUP BY f.again
     )
     SELECT f.id, CASE WHEN f.stopped THEN 'cancelled' WHEN f.again THEN 'retry' ELSE 'dead' END::pgq.outcome_kind
-    FROM failed f JOIN ended e ON e.id = f.id AND e.lease = f.lease;
+    FROM failed f JOIN ended e ON e.id = f.id AND e.lease = f.lease, (SELECT count(*) FROM handed_back) b;
 END;
 $$;
 COMMENT ON FUNCTION pgq._fail(bigint[], bigint[], text[], interval, boolean, boolean) IS
@@ -786,7 +807,7 @@ COMMENT ON FUNCTION pgq.reject_many(bigint[], bigint[], text[]) IS
 CREATE FUNCTION pgq._given_back(ids bigint[], leases bigint[], kind pgq.outcome_kind)
     RETURNS TABLE (
         id bigint, lane bigint, enqueued_at timestamptz, attempt int, max_attempts int, task text, payload jsonb,
-        headers jsonb, history jsonb, stopped boolean
+        headers jsonb, history jsonb, group_key text, stopped boolean
     )
     LANGUAGE plpgsql
 AS $$
@@ -806,9 +827,15 @@ BEGIN
     ), heard AS (
         DELETE FROM pgq.cancel_request c USING held h JOIN ended e ON e.id = h.id AND e.lease = h.lease
         WHERE h.stopped AND c.id = h.id
+    ), handed_back AS (
+        SELECT pgq._hand_back(array_agg(h.id), NOT h.stopped)
+        FROM held h JOIN ended e ON e.id = h.id AND e.lease = h.lease
+        WHERE h.lease & 16 = 16
+        GROUP BY h.stopped
     )
-    SELECT h.id, h.lane, h.enqueued_at, h.attempt, h.max_attempts, h.task, h.payload, h.headers, h.history, h.stopped
-    FROM held h JOIN ended e ON e.id = h.id AND e.lease = h.lease;
+    SELECT h.id, h.lane, h.enqueued_at, h.attempt, h.max_attempts, h.task, h.payload, h.headers, h.history, h.group_key,
+        h.stopped
+    FROM held h JOIN ended e ON e.id = h.id AND e.lease = h.lease, (SELECT count(*) FROM handed_back) b;
 END;
 $$;
 COMMENT ON FUNCTION pgq._given_back(bigint[], bigint[], pgq.outcome_kind) IS
@@ -828,9 +855,9 @@ BEGIN
     WITH held AS MATERIALIZED (
         SELECT * FROM pgq._given_back(ids, leases, 'released')
     ), ready AS (
-        INSERT INTO pgq.job AS j (lane, xid, id, enqueued_at, slot, attempt, max_attempts, task, payload, headers, history)
-        SELECT h.lane & ~255::bigint, pg_current_xact_id(), h.id, h.enqueued_at, v_slot, h.attempt, h.max_attempts,
-            h.task, h.payload, h.headers, h.history
+        INSERT INTO pgq.job AS j (lane, xid, id, enqueued_at, slot, attempt, max_attempts, task, payload, headers, history, group_key)
+        SELECT pgq._front(h.lane), pg_current_xact_id(), h.id, h.enqueued_at, v_slot, h.attempt, h.max_attempts,
+            h.task, h.payload, h.headers, h.history, h.group_key
         FROM held h
         WHERE NOT h.stopped
     )
@@ -853,9 +880,9 @@ BEGIN
     WITH held AS MATERIALIZED (
         SELECT * FROM pgq._given_back(ids, leases, 'snoozed')
     ), waiting AS (
-        INSERT INTO pgq.scheduled (run_at, id, lane, enqueued_at, attempt, max_attempts, task, payload, headers, history)
+        INSERT INTO pgq.scheduled (run_at, id, lane, enqueued_at, attempt, max_attempts, task, payload, headers, history, group_key)
         SELECT pgq._now() + delay, h.id, pgq._home(h.lane, h.id, q.shards), h.enqueued_at, h.attempt, h.max_attempts,
-            h.task, h.payload, h.headers, h.history
+            h.task, h.payload, h.headers, h.history, h.group_key
         FROM held h JOIN pgq.queue q ON q.id = h.lane >> 16
         WHERE NOT h.stopped
     )

@@ -85,7 +85,7 @@ BEGIN
         SELECT u.id, h.id, pgq._now(), _withdraw_0.kind FROM held h CROSS JOIN LATERAL unnest(h.job_ids) u (id)
     )
     SELECT g.id, NULL::bigint, g.lane & ~128::bigint, g.enqueued_at, NULL::timestamptz, g.attempt::int,
-        g.max_attempts::int, NULL::text, g.task, g.payload, g.headers, g.history
+        g.max_attempts::int, NULL::text, g.task, g.payload, g.headers, g.history, g.group_key
     FROM gone g;
 END;
 $$;
@@ -132,9 +132,24 @@ $$;
 COMMENT ON FUNCTION pgq._withdraw_job(bigint, pgq.outcome_kind) IS
     'Takes a job back that is ready; returns nothing if somebody was faster, or if it is not';
 
--- A scheduled job has neither lease nor outcome, and is to be seen as cancelled like all others. So it becomes ready,
--- in the eyes of this transaction only, and is taken back.
-CREATE FUNCTION pgq._cancel_scheduled(ids bigint[]) RETURNS bigint
+CREATE FUNCTION pgq._withdraw_waiting(job bigint) RETURNS SETOF pgq.attempt
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    RETURN QUERY
+    DELETE FROM pgq.parked p WHERE p.id = job
+    RETURNING p.id, NULL::bigint, p.lane, p.enqueued_at, NULL::timestamptz, p.attempt::int, p.max_attempts::int, NULL::text,
+        p.task, p.payload, p.headers, p.history, nullif(p.group_key, '');
+    IF NOT FOUND THEN
+        RETURN QUERY SELECT * FROM pgq._withdraw_job(job, 'carried');
+    END IF;
+END;
+$$;
+COMMENT ON FUNCTION pgq._withdraw_waiting(bigint) IS 'Takes a job back that is ready or parked, to put it elsewhere';
+
+-- A scheduled or parked job has neither lease nor outcome, and is to be seen as cancelled like all others. So it
+-- becomes ready, in the eyes of this transaction only, and is taken back.
+CREATE FUNCTION pgq._cancel_waiting(ids bigint[]) RETURNS bigint
     LANGUAGE plpgsql
 AS $$
 DECLARE
@@ -144,11 +159,17 @@ DECLARE
 BEGIN
     WITH gone AS (
         DELETE FROM pgq.scheduled s WHERE s.id = ANY (ids) RETURNING s.*
+    ), unparked AS (
+        DELETE FROM pgq.parked p WHERE p.id = ANY (ids) RETURNING p.*
     ), ready AS (
-        INSERT INTO pgq.job AS j (lane, xid, id, enqueued_at, slot, attempt, max_attempts, task, payload, headers, history)
+        INSERT INTO pgq.job AS j (lane, xid, id, enqueued_at, slot, attempt, max_attempts, task, payload, headers, history, group_key)
         SELECT g.lane, pg_current_xact_id(), g.id, g.enqueued_at, v_slot, g.attempt, g.max_attempts, g.task, g.payload,
-            g.headers, g.history
+            g.headers, g.history, g.group_key
         FROM gone g
+        UNION ALL
+        SELECT u.lane, pg_current_xact_id(), u.id, u.enqueued_at, v_slot, u.attempt, u.max_attempts, u.task, u.payload,
+            u.headers, u.history, nullif(u.group_key, '')
+        FROM unparked u
         RETURNING j.lane, j.id
     )
     SELECT array_agg(r.id), array_agg(r.lane) INTO ids, v_lanes FROM ready r;
@@ -158,10 +179,11 @@ BEGIN
         FROM (SELECT u.lane, array_agg(u.id) AS ids FROM unnest(ids, v_lanes) u (id, lane) GROUP BY u.lane) l,
             unnest(pgq._ready(v_slot, l.lane, l.ids, NULL)) p
     ) p, pgq._withdraw(v_slot, p.places, 'cancelled');
+    PERFORM pgq._hand_back(ids, false);
     RETURN v_count;
 END;
 $$;
-COMMENT ON FUNCTION pgq._cancel_scheduled(bigint[]) IS 'Cancels scheduled jobs and retries; returns how many';
+COMMENT ON FUNCTION pgq._cancel_waiting(bigint[]) IS 'Cancels scheduled and parked jobs; returns how many';
 
 -- Cancel -------------------------------------------------------------------------------------------------------------
 
@@ -175,12 +197,13 @@ DECLARE
 BEGIN
     WHILE v_answer IS NULL LOOP
         CASE coalesce((SELECT s.state FROM pgq.job_status(_cancel.id) s), 'not found')
-            WHEN 'scheduled', 'retrying' THEN
-                IF pgq._cancel_scheduled(ARRAY[id]) > 0 THEN
+            WHEN 'scheduled', 'retrying', 'parked' THEN
+                IF pgq._cancel_waiting(ARRAY[id]) > 0 THEN
                     v_answer := 'cancelled';
                 END IF;
             WHEN 'ready' THEN
                 IF EXISTS (SELECT FROM pgq._withdraw_job(_cancel.id, 'cancelled')) THEN
+                    PERFORM pgq._hand_back(ARRAY[id], false);
                     v_answer := 'cancelled';
                 END IF;
             WHEN 'running' THEN
@@ -229,16 +252,21 @@ DECLARE
     v_lane bigint;
     v_slot int;
     v_places tid[];
+    v_gone bigint[];
     v_count bigint;
     v_total bigint;
 BEGIN
     PERFORM pgq._read_committed();
     PERFORM pgq._require('running', running IS NOT NULL OR NULL, 'true or false');
     v_queue := pgq._find_queue(queue);
+    PERFORM pg_advisory_xact_lock(pgq._gate_key(v_queue.id));
     -- In the order in which jobs go on, so that none slips through.
-    v_total := pgq._cancel_scheduled(ARRAY(
+    v_total := pgq._cancel_waiting(ARRAY(
         SELECT s.id FROM pgq.scheduled s
         WHERE s.lane >> 16 = v_queue.id AND (cancel_many.task IS NULL OR s.task = cancel_many.task)
+        UNION ALL
+        SELECT p.id FROM pgq.parked p
+        WHERE p.queue_id = v_queue.id AND (cancel_many.task IS NULL OR p.task = cancel_many.task)
     ));
     FOR v_lane IN SELECT pgq._lanes_of(v_queue) LOOP
         PERFORM pg_advisory_xact_lock(pgq._lane_key(v_lane));
@@ -251,8 +279,9 @@ BEGIN
                 v_total := v_total + pgq._empty_lane(v_slot, v_lane);
                 v_places := pgq._ready(v_slot, v_lane, NULL, task);
             END IF;
-            SELECT count(*) INTO v_count FROM pgq._withdraw(v_slot, v_places, 'cancelled');
-            v_total := v_total + v_count;
+            v_gone := ARRAY(SELECT w.id FROM pgq._withdraw(v_slot, v_places, 'cancelled') w);
+            PERFORM pgq._hand_back(v_gone, false);
+            v_total := v_total + cardinality(v_gone);
         END LOOP;
     END LOOP;
     IF running THEN
@@ -355,16 +384,16 @@ BEGIN
         SELECT s.state, s.queue INTO v_job FROM pgq.job_status(reschedule.id) s;
         IF v_job.state IN ('scheduled', 'retrying') THEN
             UPDATE pgq.scheduled s SET run_at = greatest(reschedule.run_at, pgq._now()) WHERE s.id = reschedule.id;
-        ELSIF v_job.state IS DISTINCT FROM 'ready' THEN
+        ELSIF (v_job.state IN ('ready', 'parked')) IS NOT TRUE THEN
             RETURN false;
         ELSIF run_at <= pgq._now() THEN
             RETURN true;
         ELSE
             PERFORM pgq._hold(), pgq._producing(v_job.queue);
-            INSERT INTO pgq.scheduled (run_at, id, lane, enqueued_at, attempt, max_attempts, task, payload, headers, history)
+            INSERT INTO pgq.scheduled (run_at, id, lane, enqueued_at, attempt, max_attempts, task, payload, headers, history, group_key)
             SELECT reschedule.run_at, w.id, pgq._home(w.lane, w.id, q.shards), w.enqueued_at, w.attempt, w.max_attempts,
-                w.task, w.payload, w.headers, w.history
-            FROM pgq._withdraw_job(reschedule.id, 'carried') w JOIN pgq.queue q ON q.id = w.lane >> 16;
+                w.task, w.payload, w.headers, w.history, w.group_key
+            FROM pgq._withdraw_waiting(reschedule.id) w JOIN pgq.queue q ON q.id = w.lane >> 16;
         END IF;
         IF FOUND THEN
             RETURN true;
@@ -393,28 +422,33 @@ BEGIN
     PERFORM pgq._require('priority', priority BETWEEN -100 AND 100, 'between -100 (runs first) and 100 (runs last)');
     LOOP
         SELECT s.state, s.queue INTO v_job FROM pgq.job_status(set_priority.id) s;
-        IF v_job.state IN ('scheduled', 'retrying', 'ready') IS NOT TRUE THEN
+        IF v_job.state IN ('scheduled', 'retrying', 'ready', 'parked') IS NOT TRUE THEN
             RETURN false;
         END IF;
         v_slot := pgq._hold();
         v_queue := pgq._producing(v_job.queue);
-        v_lane := pgq._lane(v_queue.id, priority, (id % v_queue.shards)::int + 1);
-        IF v_job.state = 'ready' THEN
+        IF v_job.state IN ('ready', 'parked') THEN
             IF EXISTS (
+                SELECT FROM pgq.parked p WHERE p.id = set_priority.id AND p.priority = set_priority.priority
+                UNION ALL
                 SELECT FROM pgq._filled() s, pgq._lanes(s, set_priority.id) l
-                WHERE l & ~255::bigint = v_lane & ~255::bigint AND pgq._ready(s, l, ARRAY[set_priority.id], NULL) <> '{}'
+                WHERE pgq._priority(l) = set_priority.priority AND pgq._ready(s, l, ARRAY[set_priority.id], NULL) <> '{}'
             ) THEN
                 RETURN true;
             END IF;
-            PERFORM pgq._add_line(v_lane);
-            INSERT INTO pgq.job (lane, xid, id, enqueued_at, slot, attempt, max_attempts, task, payload, headers, history)
-            SELECT v_lane, pg_current_xact_id(), w.id, w.enqueued_at, v_slot, w.attempt, w.max_attempts, w.task, w.payload,
-                w.headers, w.history
-            FROM pgq._withdraw_job(set_priority.id, 'carried') w;
+            INSERT INTO pgq.job AS j (lane, xid, id, enqueued_at, slot, attempt, max_attempts, task, payload, headers, history,
+                group_key)
+            SELECT pgq._new_lane(v_queue, set_priority.priority, w.id, w.group_key), pg_current_xact_id(), w.id,
+                w.enqueued_at, v_slot, w.attempt, w.max_attempts, w.task, w.payload, w.headers, w.history, w.group_key
+            FROM pgq._withdraw_waiting(set_priority.id) w
+            RETURNING j.lane INTO v_lane;
         ELSE
-            UPDATE pgq.scheduled s SET lane = v_lane WHERE s.id = set_priority.id;
+            UPDATE pgq.scheduled s SET lane = pgq._new_lane(v_queue, set_priority.priority, s.id, s.group_key)
+            WHERE s.id = set_priority.id
+            RETURNING s.lane INTO v_lane;
         END IF;
         IF FOUND THEN
+            PERFORM pgq._add_line(v_lane);
             PERFORM pgq._wake(v_queue.id, v_queue.name);
             RETURN true;
         END IF;

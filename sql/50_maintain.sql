@@ -76,16 +76,17 @@ BEGIN
     ), gone AS (
         DELETE FROM pgq.scheduled s USING due WHERE s.id = due.id RETURNING s.*
     ), ready AS (
-        INSERT INTO pgq.job (lane, xid, id, enqueued_at, slot, attempt, max_attempts, task, payload, headers, history)
+        INSERT INTO pgq.job (lane, xid, id, enqueued_at, slot, attempt, max_attempts, task, payload, headers, history, group_key)
         SELECT g.lane, pg_current_xact_id(), g.id, g.enqueued_at, v_slot, g.attempt, g.max_attempts, g.task, g.payload,
-            g.headers, g.history
+            g.headers, g.history, g.group_key
         FROM gone g JOIN pgq.queue q ON q.id = g.lane >> 16
     )
-    SELECT array_agg(DISTINCT g.lane & ~255::bigint), max(g.run_at), count(*) INTO v_lanes, v_last, v_count FROM gone g;
+    SELECT array_agg(DISTINCT pgq._line(g.lane)), max(g.run_at), count(*) INTO v_lanes, v_last, v_count FROM gone g;
     IF v_count > 0 THEN
-        PERFORM pgq._add_line(l.lane | 1), pgq._wake(q.id, q.name)
+        PERFORM pgq._add_line(l.lane), pgq._wake(q.id, q.name)
         FROM unnest(v_lanes) l (lane) JOIN pgq.queue q ON q.id = l.lane >> 16;
-        PERFORM pgq._set_mark('promote', CASE WHEN v_count < v_batch THEN v_now ELSE v_last END);
+        -- What fails and shall be tried again at once may be committed a moment later.
+        PERFORM pgq._set_mark('promote', CASE WHEN v_count < v_batch THEN v_now - interval '5 seconds' ELSE v_last END);
     END IF;
     RETURN v_fired + v_count;
 END;
@@ -407,14 +408,15 @@ BEGIN
     IF pg_snapshot_xmin(known) < pg_snapshot_xmax(known) THEN
         v_running := ARRAY(SELECT pg_snapshot_xip(known));
     END IF;
-    -- Jobs of the claiming transaction itself would be visible, and taken too early: it may still roll back.
-    IF v_own IS NOT NULL THEN
+    -- Jobs of the claiming transaction itself would be visible, and taken too early: it may still roll back. If it got its
+    -- id after the snapshot, they lie beyond it.
+    IF v_own < pg_snapshot_xmax(known) THEN
         v_running := v_running || v_own;
     END IF;
     RETURN v_running;
 END;
 $$;
-COMMENT ON FUNCTION pgq._running(pg_snapshot) IS 'Transactions that have not ended, the caller''s own included';
+COMMENT ON FUNCTION pgq._running(pg_snapshot) IS 'Transactions that a snapshot does not know to have ended, the caller''s own included';
 
 -- Takes the last waiting jobs out of a segment: an administrative claim, an outcome, and the jobs go to the open
 -- segment, to the front of their line, where they were. With kind 'cancelled' they go nowhere.
@@ -433,10 +435,10 @@ DECLARE
 BEGIN
     IF kind = 'carried' THEN
         -- Who claims in strict order holds this lock; while it is held here he would miss what is on its way.
-        IF NOT pg_try_advisory_xact_lock(pgq._lane_key(lane & ~255::bigint)) THEN
+        IF NOT pg_try_advisory_xact_lock(pgq._lane_key(pgq._front(lane))) THEN
             RETURN 0;
         END IF;
-        PERFORM pgq._add_line(lane & ~255::bigint);
+        PERFORM pgq._add_line(pgq._front(lane));
     END IF;
     v_known := pg_current_snapshot();
     WITH taken AS MATERIALIZED (
@@ -462,10 +464,12 @@ AS $$
 BEGIN
     PERFORM pgq._settle_many(ids, leases, ARRAY[kind], NULL, NULL);
     IF kind = 'carried' THEN
-        INSERT INTO pgq.job (lane, xid, id, enqueued_at, slot, attempt, max_attempts, task, payload, headers, history)
-        SELECT a.lane & ~255::bigint, pg_current_xact_id(), a.id, a.enqueued_at, _carry.slot, a.attempt, a.max_attempts,
-            a.task, a.payload, a.headers, a.history
+        INSERT INTO pgq.job (lane, xid, id, enqueued_at, slot, attempt, max_attempts, task, payload, headers, history, group_key)
+        SELECT pgq._front(a.lane), pg_current_xact_id(), a.id, a.enqueued_at, _carry.slot, a.attempt, a.max_attempts,
+            a.task, a.payload, a.headers, a.history, a.group_key
         FROM pgq._attempts(ids, leases) a;
+    ELSE
+        PERFORM pgq._hand_back(ids, false);
     END IF;
     RETURN QUERY SELECT u.id FROM unnest(ids) u (id);
 END;
@@ -503,9 +507,9 @@ BEGIN
         SELECT s.id, s.lease FROM pgq._settle_many(v_ids, v_leases, '{moved}', NULL, NULL) s
     )
     INSERT INTO pgq.straggler (id, lease, lane, enqueued_at, claimed_at, expires_at, attempt, max_attempts, worker, task,
-        payload, headers, history)
+        payload, headers, history, group_key)
     SELECT h.id, h.lease, h.lane, h.enqueued_at, h.claimed_at, pgq._expiry(slot, h.lease), h.attempt, h.max_attempts,
-        h.worker, h.task, h.payload, h.headers, h.history
+        h.worker, h.task, h.payload, h.headers, h.history, h.group_key
     FROM held h JOIN moved m ON m.id = h.id AND m.lease = h.lease;
     GET DIAGNOSTICS v_moved = ROW_COUNT;
     RETURN v_moved;
@@ -615,7 +619,7 @@ CREATE FUNCTION pgq._carry_forward(slots int[]) RETURNS bigint
     LANGUAGE sql VOLATILE
 AS $$
     WITH waiting AS MATERIALIZED (
-        SELECT l.slot, l.lane, l.lane & ~255::bigint AS front, array_position(pgq._by_age(), l.slot::int) AS age
+        SELECT l.slot, l.lane, pgq._front(l.lane) AS front, array_position(pgq._by_age(), l.slot::int) AS age
         FROM pgq.segment_lane l JOIN pgq.segment s ON s.slot = l.slot AND s.state = 'closed'
     ), line AS (
         SELECT w.front, min(w.age) AS oldest, min(w.age) FILTER (WHERE w.lane = w.front) AS oldest_front
@@ -789,7 +793,7 @@ BEGIN
 
     PERFORM pgq._archive_stragglers();
     IF pgq._due_again('tidy', '1 minute') THEN
-        PERFORM pgq._archive_drop(), pgq._tidy_keys(), pgq._forget_progress();
+        PERFORM pgq._archive_drop(), pgq._tidy_keys(), pgq._tidy_limits(), pgq._forget_progress();
         DELETE FROM pgq.line l USING pgq.line d
         WHERE d.queue_id = l.queue_id AND d.lane = l.lane AND d.ctid < l.ctid;
     END IF;

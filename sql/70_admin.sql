@@ -125,8 +125,11 @@ CREATE FUNCTION pgq._lanes_of(queue pgq.queue) RETURNS SETOF bigint
     LANGUAGE sql VOLATILE
 AS $$
     SELECT DISTINCT (l.lane & ~255::bigint) | s
-    FROM pgq.line l CROSS JOIN generate_series(0, queue.lanes) s
-    WHERE l.queue_id = queue.id
+    FROM pgq.line l
+    CROSS JOIN LATERAL (
+        SELECT generate_series(0, queue.lanes) UNION ALL SELECT generate_series(96, 97) WHERE l.lane & 96 = 96
+    ) n (s)
+    WHERE l.queue_id = queue.id AND l.lane > 0
     ORDER BY 1
 $$;
 COMMENT ON FUNCTION pgq._lanes_of(pgq.queue) IS 'The lanes that a queue has, in the order in which they are locked';
@@ -158,6 +161,7 @@ DECLARE
     v_lane bigint;
     v_total bigint := 0;
 BEGIN
+    PERFORM pg_advisory_xact_lock(pgq._gate_key(queue.id));
     FOR v_lane IN SELECT pgq._lanes_of(queue) LOOP
         PERFORM pg_advisory_xact_lock(pgq._lane_key(v_lane));
         FOR v_slot IN 0..15 LOOP
@@ -174,6 +178,7 @@ CREATE FUNCTION pgq._clear_scheduled(queue_id int, retries boolean) RETURNS bigi
     LANGUAGE plpgsql
 AS $$
 DECLARE
+    v_ids bigint[];
     v_count bigint;
 BEGIN
     WITH gone AS (
@@ -183,18 +188,29 @@ BEGIN
     ), freed AS (
         DELETE FROM pgq.unique_key k USING gone g WHERE k.job_id = g.id AND k.held_until IS NULL
     )
-    SELECT count(*) INTO v_count FROM gone;
+    SELECT array_agg(g.id), count(*) INTO v_ids, v_count FROM gone g;
+    PERFORM pgq._hand_back(v_ids, false);
     RETURN v_count;
 END;
 $$;
 COMMENT ON FUNCTION pgq._clear_scheduled(int, boolean) IS
     'Throws away the scheduled jobs of a queue: those that were tried before, those that were not, or all';
 
+CREATE FUNCTION pgq._clear_parked(queue_id int) RETURNS bigint
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock(pgq._gate_key(queue_id));
+    RETURN pgq._cancel_waiting(ARRAY(SELECT p.id FROM pgq.parked p WHERE p.queue_id = _clear_parked.queue_id));
+END;
+$$;
+COMMENT ON FUNCTION pgq._clear_parked(int) IS 'Cancels the parked jobs of a queue';
+
 CREATE FUNCTION pgq._clear_queue(queue pgq.queue) RETURNS bigint
     LANGUAGE plpgsql SET lock_timeout = '5s'
 AS $$
 BEGIN
-    RETURN pgq._clear_ready(queue) + pgq._clear_scheduled(queue.id, NULL);
+    RETURN pgq._clear_ready(queue) + pgq._clear_parked(queue.id) + pgq._clear_scheduled(queue.id, NULL);
 END;
 $$;
 COMMENT ON FUNCTION pgq._clear_queue(pgq.queue) IS 'Cancels all waiting jobs of a queue';
@@ -208,7 +224,7 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION pgq.purge(text) IS
-    'Cancels every waiting, scheduled and retrying job of a queue and returns how many; running ones and dead letters stay. '
+    'Cancels every waiting, parked, scheduled and retrying job of a queue and returns how many; running ones and dead letters stay. '
     'Raises PQ002, PQ003, 55P03 if a claiming transaction does not end within five seconds';
 
 -- A function of its own: another argument of pgq.purge would be another function, and what was granted would be lost.
@@ -221,11 +237,13 @@ DECLARE
     v_count bigint;
 BEGIN
     PERFORM pgq._read_committed();
-    PERFORM pgq._require('state', state IN ('ready', 'scheduled', 'retrying', 'dead', 'archived'),
-        'ready, scheduled, retrying, dead or archived');
+    PERFORM pgq._require('state', state IN ('ready', 'parked', 'scheduled', 'retrying', 'dead', 'archived'),
+        'ready, parked, scheduled, retrying, dead or archived');
     CASE state
         WHEN 'ready' THEN
             RETURN pgq._clear_ready(v_queue);
+        WHEN 'parked' THEN
+            RETURN pgq._clear_parked(v_queue.id);
         WHEN 'dead' THEN
             RETURN pgq.discard_where(queue);
         WHEN 'archived' THEN
@@ -238,7 +256,7 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION pgq.purge_state(text, text) IS
-    'Of a queue throws away what is in one state and returns how many: ready, scheduled or retrying jobs are cancelled, as '
+    'Of a queue throws away what is in one state and returns how many: ready, parked, scheduled or retrying jobs are cancelled, as '
     'by pgq.purge; dead: its dead letters, as by pgq.discard_where; archived: the ended attempts that are in the archive by '
     'now. Raises PQ002, PQ003, 22023, 55P03 if another transaction does not end within five seconds';
 
@@ -289,8 +307,9 @@ BEGIN
         END IF;
         PERFORM pg_sleep(0.01);
     END LOOP;
+    PERFORM pg_advisory_xact_lock(pgq._gate_key(v_queue.id));
     PERFORM pg_advisory_xact_lock(pgq._lane_key(l)) FROM pgq._lanes_of(v_queue) l;
-    SELECT coalesce(sum(s.ready + s.scheduled + s.retrying + s.dead), 0)
+    SELECT coalesce(sum(s.ready + s.parked + s.scheduled + s.retrying + s.dead), 0)
         + (SELECT count(*) FROM generate_series(0, 15) n, pgq._running(n, v_queue.id))
         + (SELECT count(*) FROM pgq.straggler t WHERE t.lane >> 16 = v_queue.id AND t.kind IS NULL)
     INTO v_count
@@ -312,6 +331,9 @@ BEGIN
     PERFORM pgq.discard_where(queue);
     DELETE FROM pgq.line l WHERE l.queue_id = v_queue.id;
     DELETE FROM pgq.unique_key k WHERE k.queue_id = v_queue.id;
+    DELETE FROM pgq.parked_group g WHERE g.queue_id = v_queue.id;
+    DELETE FROM pgq.permit m WHERE m.queue_id = v_queue.id;
+    DELETE FROM pgq.start s WHERE s.queue_id = v_queue.id;
     DELETE FROM pgq.schedule s WHERE s.queue = v_queue.name;
     DELETE FROM pgq.queue q WHERE q.id = v_queue.id;
 END;
@@ -350,6 +372,8 @@ BEGIN
                 ORDER BY s.queue, coalesce(s.retry_at, s.next_at) LIMIT 1
             ) t
             WHERE t.queue = u.name
+        ), (
+            SELECT min(pgq._limited_until(q)) FROM pgq.queue q WHERE q.id = ANY (v_ids)
         ))
         FROM unnest(v_ids) q (id)
         CROSS JOIN LATERAL (
@@ -363,7 +387,7 @@ $$;
 COMMENT ON FUNCTION pgq.watch(text[]) IS
     'Registers this session as waiting for jobs of these queues, until pgq.unwatch or its end: enqueue then notifies channel '
     '"pgq", payload the queue''s name. LISTEN pgq first, watch, claim once more, then sleep. Returns when the next scheduled '
-    'or recurring job of these queues is due. If nobody watches anew for a minute, producers stop looking: unwatch and watch '
+    'or recurring job of these queues is due, or a rate lets the next one start. If nobody watches anew for a minute, producers stop looking: unwatch and watch '
     'again before. Needs a session of its own: not for transaction pooling. Raises PQ002';
 
 -- Without a warning for queues that are not watched: their names may have been wrong, or they do not notify.

@@ -113,17 +113,17 @@ DECLARE
     v_count bigint;
 BEGIN
     WITH gone AS MATERIALIZED (
-        SELECT d.*, pgq._lane(v_queue.id, pgq._priority(d.lane), (d.id % v_queue.shards)::int + 1) AS home
+        SELECT d.*, pgq._home(pgq._front(d.lane), d.id, v_queue.shards) AS home
         FROM pgq._take_dead(v_queue.id, ids, task, error, since, before, n) d
     ), ready AS (
-        INSERT INTO pgq.job (lane, xid, id, enqueued_at, slot, attempt, max_attempts, task, payload, headers, history)
+        INSERT INTO pgq.job (lane, xid, id, enqueued_at, slot, attempt, max_attempts, task, payload, headers, history, group_key)
         SELECT g.home, pg_current_xact_id(), g.id, g.enqueued_at, v_slot, 1, g.max_attempts, g.task, g.payload,
-            g.headers, g.history
+            g.headers, g.history, g.group_key
         FROM gone g WHERE per_second IS NULL
     ), later AS (
-        INSERT INTO pgq.scheduled (run_at, id, lane, enqueued_at, attempt, max_attempts, task, payload, headers, history)
+        INSERT INTO pgq.scheduled (run_at, id, lane, enqueued_at, attempt, max_attempts, task, payload, headers, history, group_key)
         SELECT v_now + (row_number() OVER (ORDER BY g.id) - 1) / per_second * interval '1 second', g.id, g.home,
-            g.enqueued_at, 1, g.max_attempts, g.task, g.payload, g.headers, g.history
+            g.enqueued_at, 1, g.max_attempts, g.task, g.payload, g.headers, g.history, g.group_key
         FROM gone g WHERE per_second IS NOT NULL
     )
     SELECT count(*) INTO v_count FROM gone;

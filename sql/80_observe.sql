@@ -123,7 +123,11 @@ BEGIN
     SELECT s.id, q.name, s.task, CASE WHEN s.attempt = 1 THEN 'scheduled' ELSE 'retrying' END, s.attempt::int,
         s.enqueued_at, s.run_at, NULL::timestamptz, NULL::timestamptz, NULL::jsonb, s.history -> -1 ->> 'error'
     FROM pgq.scheduled s JOIN pgq.queue q ON q.id = s.lane >> 16
-    WHERE s.id = job_status.id;
+    WHERE s.id = job_status.id
+    UNION ALL
+    SELECT p.id, q.name, p.task, 'parked', p.attempt::int, p.enqueued_at, NULL, NULL, NULL, NULL, p.history -> -1 ->> 'error'
+    FROM pgq.parked p JOIN pgq.queue q ON q.id = p.queue_id
+    WHERE p.id = job_status.id;
     IF FOUND THEN
         RETURN;
     END IF;
@@ -240,7 +244,7 @@ DECLARE
         FROM (
             SELECT 'job_' || s FROM pgq._filled() s
             UNION ALL
-            SELECT unnest('{scheduled,dead,straggler}'::text[])
+            SELECT unnest('{scheduled,parked,dead,straggler}'::text[])
         ) n (name)
     );
 BEGIN
@@ -422,7 +426,8 @@ CREATE TYPE pgq.queue_stat AS (
     scheduled bigint,
     retrying bigint,
     dead bigint,
-    oldest_ready interval
+    oldest_ready interval,
+    parked bigint
 );
 COMMENT ON TYPE pgq.queue_stat IS 'What a queue holds';
 COMMENT ON COLUMN pgq.queue_stat.queue IS 'Queue';
@@ -433,6 +438,7 @@ COMMENT ON COLUMN pgq.queue_stat.scheduled IS 'Jobs enqueued for later';
 COMMENT ON COLUMN pgq.queue_stat.retrying IS 'Failed jobs that wait for their next attempt';
 COMMENT ON COLUMN pgq.queue_stat.dead IS 'Dead letters';
 COMMENT ON COLUMN pgq.queue_stat.oldest_ready IS 'Age of the oldest job that can be claimed, counted from enqueued_at';
+COMMENT ON COLUMN pgq.queue_stat.parked IS 'Jobs that wait for a limit of their group or queue';
 
 CREATE TYPE pgq.lane_stat AS (queue_id int, ready bigint, running bigint, oldest timestamptz);
 COMMENT ON TYPE pgq.lane_stat IS 'What a segment holds for a queue';
@@ -449,8 +455,8 @@ BEGIN
     RETURN QUERY
     SELECT q.id, sum(r.jobs)::bigint, 0::bigint, min(r.oldest)
     FROM pgq.queue q
-    JOIN (SELECT DISTINCT l.queue_id, l.lane FROM pgq.line l) l ON l.queue_id = q.id
-    CROSS JOIN LATERAL generate_series(l.lane, l.lane + (l.lane & 255) * (q.lanes - 1)) n (lane)
+    JOIN (SELECT DISTINCT l.queue_id, l.lane FROM pgq.line l WHERE l.lane > 0) l ON l.queue_id = q.id
+    CROSS JOIN LATERAL generate_series(l.lane, l.lane + CASE WHEN l.lane & 255 = 1 THEN q.lanes - 1 ELSE 0 END) n (lane)
     LEFT JOIN LATERAL (
         SELECT c.cursor_xid, c.cursor_id, c.open_xids, c.late_xid, c.late_id
         FROM pgq.lease_0 c WHERE c.lane = n.lane ORDER BY c.lane DESC, c.id DESC LIMIT 1
@@ -508,7 +514,7 @@ AS $$
 BEGIN
     RETURN QUERY
     SELECT q.name, q.paused, coalesce(c.ready, 0), coalesce(c.running, 0), coalesce(s.scheduled, 0),
-        coalesce(s.retrying, 0), coalesce(d.dead, 0), pgq._now() - c.oldest
+        coalesce(s.retrying, 0), coalesce(d.dead, 0), pgq._now() - c.oldest, coalesce(p.parked, 0)
     FROM pgq.queue q
     LEFT JOIN (
         SELECT c.queue_id, sum(c.ready)::bigint AS ready, sum(c.running)::bigint AS running, min(c.oldest) AS oldest
@@ -522,6 +528,9 @@ BEGIN
     LEFT JOIN (
         SELECT d.lane >> 16 AS queue_id, count(*) AS dead FROM pgq.dead d GROUP BY d.lane >> 16
     ) d ON d.queue_id = q.id
+    LEFT JOIN (
+        SELECT p.queue_id, count(*) AS parked FROM pgq.parked p GROUP BY p.queue_id
+    ) p ON p.queue_id = q.id
     ORDER BY q.name;
 END;
 $$;
@@ -537,6 +546,7 @@ COMMENT ON COLUMN pgq.queue_stats.scheduled IS 'Jobs enqueued for later';
 COMMENT ON COLUMN pgq.queue_stats.retrying IS 'Failed jobs that wait for their next attempt';
 COMMENT ON COLUMN pgq.queue_stats.dead IS 'Dead letters';
 COMMENT ON COLUMN pgq.queue_stats.oldest_ready IS 'Age of the oldest job that can be claimed';
+COMMENT ON COLUMN pgq.queue_stats.parked IS 'Jobs that wait for a limit of their group or queue';
 
 CREATE FUNCTION pgq.version() RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE

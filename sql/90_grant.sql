@@ -66,7 +66,7 @@ BEGIN
     PERFORM pgq.grant_producer(role);
     PERFORM pgq.grant_consumer(role);
     PERFORM pgq._grant(role, '{
-        pgq.create_queue, pgq.alter_queue, pgq.set_unique, pgq.drop_queue, pgq.pause, pgq.resume, pgq.purge,
+        pgq.create_queue, pgq.alter_queue, pgq.set_unique, pgq.set_limits, pgq.drop_queue, pgq.pause, pgq.resume, pgq.purge,
         pgq.purge_state, pgq.cancel, pgq.cancel_many, pgq.reschedule, pgq.set_priority, pgq.schedule, pgq.unschedule,
         pgq.next_runs, pgq.dead_letters, pgq.redrive, pgq.redrive_where, pgq.discard, pgq.discard_where,
         pgq.job_status, pgq.wait, pgq.attempts, pgq.job_progress, pgq.stats, pgq.doctor,

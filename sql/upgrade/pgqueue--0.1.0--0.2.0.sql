@@ -16,19 +16,59 @@ ALTER TABLE pgq.queue
     ADD COLUMN unique_until text DEFAULT 'finished',
     ADD COLUMN unique_for interval,
     ADD COLUMN on_repeat text NOT NULL DEFAULT 'keep',
+    ADD COLUMN running_limit int,
+    ADD COLUMN group_limit int DEFAULT 1,
+    ADD COLUMN rate int,
+    ADD COLUMN rate_period interval,
+    ADD COLUMN group_rate int,
+    ADD COLUMN group_period interval,
+    ADD COLUMN fair boolean NOT NULL DEFAULT false,
+    ADD COLUMN keep_place boolean NOT NULL DEFAULT true,
     ADD CONSTRAINT queue_unique_check CHECK (num_nonnulls(unique_until, unique_for) = 1),
     ADD CONSTRAINT queue_unique_until_check CHECK (unique_until IN ('finished', 'claimed')),
     ADD CONSTRAINT queue_unique_for_check CHECK (unique_for > '0'),
-    ADD CONSTRAINT queue_on_repeat_check CHECK (on_repeat IN ('keep', 'replace', 'debounce'));
+    ADD CONSTRAINT queue_on_repeat_check CHECK (on_repeat IN ('keep', 'replace', 'debounce')),
+    ADD CONSTRAINT queue_limits_check CHECK (running_limit > 0 AND group_limit > 0),
+    ADD CONSTRAINT queue_rate_check CHECK (rate > 0 AND rate_period > '0'),
+    ADD CONSTRAINT queue_group_rate_check CHECK (group_rate > 0 AND group_period > '0');
 COMMENT ON COLUMN pgq.queue.validator IS 'Function that checks payloads, as in ''app.check(jsonb)''; null: all are good';
 COMMENT ON COLUMN pgq.queue.unique_until IS 'How far a job holds its unique key: finished or claimed; null: see unique_for';
 COMMENT ON COLUMN pgq.queue.unique_for IS 'How long a job holds its unique key after it was enqueued, whatever becomes of it';
 COMMENT ON COLUMN pgq.queue.on_repeat IS 'What a repeat does to a job not yet claimed: keep, replace or debounce';
+COMMENT ON COLUMN pgq.queue.running_limit IS 'How many jobs of the queue may run at once; null: any number';
+COMMENT ON COLUMN pgq.queue.group_limit IS 'How many jobs of one group may run at once; null: any number';
+COMMENT ON COLUMN pgq.queue.rate IS 'How many jobs of the queue may start in rate_period; null: any number';
+COMMENT ON COLUMN pgq.queue.rate_period IS 'The period that rate is about';
+COMMENT ON COLUMN pgq.queue.group_rate IS 'How many jobs of one group may start in group_period; null: any number';
+COMMENT ON COLUMN pgq.queue.group_period IS 'The period that group_rate is about';
+COMMENT ON COLUMN pgq.queue.fair IS 'Whether groups take turns';
+COMMENT ON COLUMN pgq.queue.keep_place IS 'Whether its group waits for a job that is to be tried again';
 COMMENT ON TYPE pgq.outcome_kind IS
     'How an attempt ended; carried: put elsewhere unworked, into a younger segment for instance, moved: now in pgq.straggler, split: not an end';
 COMMENT ON TABLE pgq.job IS 'One row per attempt that may be claimed. Truncated by segment, never deleted; updated only to take a job '
     'back, or by who enqueues its unique key again';
 COMMENT ON COLUMN pgq.mark.kind IS 'reap, promote, sweep, tidy, cancel';
+ALTER TABLE pgq.job ADD COLUMN group_key text;
+COMMENT ON COLUMN pgq.job.group_key IS 'The group that it belongs to; null: none';
+ALTER TABLE pgq.scheduled ADD COLUMN group_key text;
+COMMENT ON COLUMN pgq.scheduled.group_key IS 'The group that it belongs to; null: none';
+ALTER TABLE pgq.dead ADD COLUMN group_key text;
+COMMENT ON COLUMN pgq.dead.group_key IS 'The group that it belonged to; null: none';
+ALTER TABLE pgq.straggler ADD COLUMN group_key text;
+COMMENT ON COLUMN pgq.straggler.group_key IS 'The group that it belongs to; null: none';
+ALTER TYPE pgq.attempt ADD ATTRIBUTE group_key text;
+COMMENT ON COLUMN pgq.attempt.group_key IS 'The group that it belongs to';
+ALTER TYPE pgq.queue_stat ADD ATTRIBUTE parked bigint;
+COMMENT ON COLUMN pgq.queue_stat.parked IS 'Jobs that wait for a limit of their group or queue';
+COMMENT ON TABLE pgq.line IS 'Lines in use: for each queue and priority the front lane, all shards, or one of the gate''s';
+COMMENT ON COLUMN pgq.line.lane IS 'The front lane, the first of the shards, or a lane of the gate; -1: claims of this queue go through the gate';
+CREATE SEQUENCE pgq.turn;
+COMMENT ON SEQUENCE pgq.turn IS 'Turns of the groups of fair queues';
+CREATE OR REPLACE FUNCTION pgq._new_lease(slot int) RETURNS bigint
+    LANGUAGE sql VOLATILE
+AS $$ SELECT (nextval('pgq.lease_id') << 12) | (floor(random() * 128)::bigint << 5) | slot $$;
+COMMENT ON FUNCTION pgq._new_lease(int) IS
+    'A new lease id: it grows, its lowest four bits are the segment''s slot, and the fifth says that its jobs have permits';
 CREATE INDEX dead_queue_task_id_idx ON pgq.dead ((lane >> 16), task, id);
 CREATE INDEX dead_queue_died_at_idx ON pgq.dead ((lane >> 16), died_at);
 
@@ -82,6 +122,87 @@ COMMENT ON COLUMN pgq.unique_key.job_id IS 'Job id';
 COMMENT ON COLUMN pgq.unique_key.until_claimed IS 'Whether the key is free as soon as the job is claimed';
 COMMENT ON COLUMN pgq.unique_key.held_until IS 'Until when the key is held, whatever becomes of the job; null: as long as it lives';
 
+CREATE TABLE pgq.parked (
+    id bigint NOT NULL,
+    queue_id int NOT NULL,
+    group_key text NOT NULL,
+    priority smallint NOT NULL,
+    lane bigint NOT NULL,
+    enqueued_at timestamptz NOT NULL,
+    attempt smallint NOT NULL,
+    max_attempts smallint,
+    task text,
+    payload jsonb NOT NULL,
+    headers jsonb,
+    history jsonb,
+    CONSTRAINT parked_id_pkey PRIMARY KEY (id)
+);
+CREATE INDEX parked_queue_id_group_key_priority_id_idx ON pgq.parked (queue_id, group_key, priority, id);
+COMMENT ON TABLE pgq.parked IS 'Jobs that could be claimed but for a limit of their group or queue';
+COMMENT ON COLUMN pgq.parked.id IS 'Job id';
+COMMENT ON COLUMN pgq.parked.queue_id IS 'The queue';
+COMMENT ON COLUMN pgq.parked.group_key IS 'The group that it belongs to; empty: none';
+COMMENT ON COLUMN pgq.parked.priority IS 'Priority, lower runs first';
+COMMENT ON COLUMN pgq.parked.lane IS 'Lane that it came from';
+COMMENT ON COLUMN pgq.parked.enqueued_at IS 'When the job was first enqueued';
+COMMENT ON COLUMN pgq.parked.attempt IS 'Number of the attempt to come';
+COMMENT ON COLUMN pgq.parked.max_attempts IS 'Attempts allowed; null: what the queue says';
+COMMENT ON COLUMN pgq.parked.task IS 'What to do';
+COMMENT ON COLUMN pgq.parked.payload IS 'Arguments';
+COMMENT ON COLUMN pgq.parked.headers IS 'Metadata';
+COMMENT ON COLUMN pgq.parked.history IS 'Errors of earlier attempts';
+
+CREATE TABLE pgq.parked_group (
+    queue_id int NOT NULL,
+    group_key text NOT NULL,
+    priority smallint NOT NULL,
+    turn bigint NOT NULL,
+    ready boolean NOT NULL,
+    ready_at timestamptz,
+    CONSTRAINT parked_group_queue_id_group_key_pkey PRIMARY KEY (queue_id, group_key)
+);
+CREATE INDEX parked_group_turn_idx ON pgq.parked_group (queue_id, priority, turn) WHERE ready;
+CREATE INDEX parked_group_ready_at_idx ON pgq.parked_group (queue_id, ready_at) WHERE NOT ready;
+COMMENT ON TABLE pgq.parked_group IS 'The groups that have parked jobs. Only who holds the gate writes here';
+COMMENT ON COLUMN pgq.parked_group.queue_id IS 'The queue';
+COMMENT ON COLUMN pgq.parked_group.group_key IS 'The group; empty: jobs without one';
+COMMENT ON COLUMN pgq.parked_group.priority IS 'Priority of its first job';
+COMMENT ON COLUMN pgq.parked_group.turn IS 'Groups of one priority are served in this order: the first job''s id or, if they take turns, their turn';
+COMMENT ON COLUMN pgq.parked_group.ready IS 'Whether it is worth looking at: a job of it may be allowed to run';
+COMMENT ON COLUMN pgq.parked_group.ready_at IS 'When it is worth looking at again; null: when a job of it ends';
+
+CREATE TABLE pgq.permit (
+    job_id bigint NOT NULL,
+    queue_id int NOT NULL,
+    group_key text NOT NULL,
+    state text NOT NULL,
+    CONSTRAINT permit_job_id_pkey PRIMARY KEY (job_id),
+    CONSTRAINT permit_state_check CHECK (state IN ('running', 'waiting', 'ended'))
+);
+CREATE INDEX permit_queue_id_group_key_idx ON pgq.permit (queue_id, group_key);
+CREATE INDEX permit_ended_idx ON pgq.permit (queue_id) WHERE state = 'ended';
+COMMENT ON TABLE pgq.permit IS 'The right to run: one row for each job that counts against a limit';
+COMMENT ON COLUMN pgq.permit.job_id IS 'Job id';
+COMMENT ON COLUMN pgq.permit.queue_id IS 'The queue';
+COMMENT ON COLUMN pgq.permit.group_key IS 'The group; empty: none';
+COMMENT ON COLUMN pgq.permit.state IS
+    'running; waiting: for its next attempt, its group waits for it; ended: given back, and the next claim removes it';
+
+CREATE TABLE pgq.start (
+    queue_id int NOT NULL,
+    group_key text NOT NULL,
+    at timestamptz NOT NULL,
+    jobs int NOT NULL,
+    total bigint NOT NULL,
+    CONSTRAINT start_queue_id_group_key_at_total_pkey PRIMARY KEY (queue_id, group_key, at, total)
+);
+COMMENT ON TABLE pgq.start IS 'How many jobs of a queue or group with a rate were claimed when; rows go when their period is over';
+COMMENT ON COLUMN pgq.start.queue_id IS 'The queue';
+COMMENT ON COLUMN pgq.start.group_key IS 'The group; empty: the whole queue';
+COMMENT ON COLUMN pgq.start.at IS 'When they were claimed; never before the row before it';
+COMMENT ON COLUMN pgq.start.jobs IS 'How many';
+COMMENT ON COLUMN pgq.start.total IS 'How many by then';
+
 CREATE TABLE pgq.cancel_request (
     id bigint NOT NULL,
     at timestamptz NOT NULL,
@@ -104,6 +225,67 @@ COMMENT ON COLUMN pgq.progress.id IS 'Job id';
 COMMENT ON COLUMN pgq.progress.lease IS 'The lease that holds it';
 COMMENT ON COLUMN pgq.progress.at IS 'When it was told';
 COMMENT ON COLUMN pgq.progress.value IS 'What the handler told';
+
+-- 20_internal ---------------------------------------------------------------------------------------------------------
+
+CREATE FUNCTION pgq._front(lane bigint) RETURNS bigint
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+AS $$ SELECT (lane & ~255::bigint) | CASE WHEN lane & 96 = 96 THEN 96 ELSE 0 END $$;
+COMMENT ON FUNCTION pgq._front(bigint) IS 'The front of the line that a lane belongs to';
+
+CREATE FUNCTION pgq._line(lane bigint) RETURNS bigint
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+AS $$ SELECT CASE WHEN lane & 96 = 96 OR lane & 255 = 0 THEN lane ELSE (lane & ~255::bigint) | 1 END $$;
+COMMENT ON FUNCTION pgq._line(bigint) IS 'What pgq.line calls a lane: itself, or the first of the shards';
+
+CREATE FUNCTION pgq._gate_key(queue_id int) RETURNS bigint
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+AS $$ SELECT pgq._lane_key(queue_id::bigint << 16) $$;
+COMMENT ON FUNCTION pgq._gate_key(int) IS 'Advisory lock of a queue''s gate, held while claiming by its limits';
+
+DROP FUNCTION pgq._attempts(int, bigint[], bigint[]);
+CREATE OR REPLACE FUNCTION pgq._attempts_0(ids bigint[], leases bigint[]) RETURNS SETOF pgq.attempt
+    LANGUAGE plpgsql STABLE
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT a.id, l.id, l.lane, j.enqueued_at, l.claimed_at, j.attempt::int, j.max_attempts::int, l.worker,
+        j.task, j.payload, j.headers, j.history, j.group_key
+    FROM (SELECT DISTINCT u.id, u.lease FROM unnest(ids, leases) u (id, lease)) a
+    JOIN (
+        SELECT * FROM pgq.lease_0 l WHERE l.id = ANY (leases) AND l.job_ids IS NOT NULL
+    ) l ON l.id = a.lease AND a.id = ANY (l.job_ids)
+    CROSS JOIN LATERAL (
+        -- lane + 0: by id, not by walking the lane
+        SELECT * FROM pgq.job_0 j
+        WHERE j.id = a.id AND j.lane + 0 = l.lane AND j.attempt = coalesce(l.attempts[array_position(l.job_ids, a.id)], 1)
+        -- A redriven job begins again with attempt 1, and a longer history.
+        ORDER BY jsonb_array_length(j.history) DESC NULLS LAST
+        LIMIT 1
+    ) j;
+END;
+$$;
+SELECT pgq._for_each_slot('pgq._attempts_0(bigint[],bigint[])');
+
+CREATE OR REPLACE FUNCTION pgq._attempts(ids bigint[], leases bigint[]) RETURNS SETOF pgq.attempt
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    -- A straggler is found twice until its segment is truncated.
+    RETURN QUERY
+    SELECT DISTINCT ON (a.id, a.lease) a.*
+    FROM (
+        SELECT p.*
+        FROM (SELECT DISTINCT (u.lease & 15)::int AS slot FROM unnest(leases) u (lease) WHERE u.lease IS NOT NULL) n,
+            pgq._attempts(n.slot, ids, leases) p
+        UNION ALL
+        SELECT s.id, s.lease, s.lane, s.enqueued_at, s.claimed_at, s.attempt::int, s.max_attempts::int, s.worker,
+            s.task, s.payload, s.headers, s.history, s.group_key
+        FROM unnest(ids, leases) u (id, lease)
+        JOIN pgq.straggler s ON s.id = u.id AND s.lease = u.lease AND s.kind IS NULL
+    ) a;
+END;
+$$;
 
 -- 30_produce ----------------------------------------------------------------------------------------------------------
 
@@ -177,12 +359,15 @@ $$;
 COMMENT ON FUNCTION pgq.enqueue(text, jsonb, text, int, timestamptz, interval, int, text, text, jsonb) IS
     'Adds a job to a queue as part of the caller''s transaction and returns its id. priority: -100 runs first, 100 last. '
     'run_at or delay: not before then. max_attempts: instead of the queue''s. headers: a JSON object for metadata. '
-    'unique_key: not if a job of the queue holds it; see pgq.enqueue_unique. Raises PQ002 if there is no such queue, PQ004 '
-    'if its validator refuses the payload, 22023 and 22004 for bad arguments';
+    'unique_key: not if a job of the queue holds it; see pgq.enqueue_unique. group_key: in the order of its group, and one '
+    'at a time or as pgq.set_limits says. Raises PQ002 if there is no such queue, PQ004 if its validator refuses the '
+    'payload, 22023 and 22004 for bad arguments';
 
 CREATE FUNCTION pgq._home(lane bigint, job bigint, shards int) RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
-AS $$ SELECT CASE WHEN lane & 255 = 0 THEN lane | (job % shards + 1) ELSE lane END $$;
+AS $$
+    SELECT CASE WHEN lane & 96 = 96 THEN (lane & ~255::bigint) | 96 WHEN lane & 255 = 0 THEN lane | (job % shards + 1) ELSE lane END
+$$;
 COMMENT ON FUNCTION pgq._home(bigint, bigint, int) IS
     'The lane of a job that comes back later: its own, or a shard instead of the front of the line';
 
@@ -211,10 +396,13 @@ AS $$
 DECLARE
     v_slot int;
     v_queue pgq.queue;
+    v_grouped boolean;
 BEGIN
     PERFORM pgq._check_job(priority, max_attempts, headers);
-    IF group_keys IS NOT NULL THEN
-        PERFORM pgq._not_yet('group_key');
+    v_grouped := num_nonnulls(VARIADIC group_keys) > 0;
+    IF v_grouped THEN
+        PERFORM pgq._require('each of group_keys',
+            (SELECT bool_and(octet_length(k) BETWEEN 1 AND 1000) FROM unnest(group_keys) k), 'null or 1 to 1000 bytes');
     END IF;
     v_slot := pgq._hold();
     v_queue := pgq._producing(queue);
@@ -225,19 +413,22 @@ BEGIN
         RETURN;
     END IF;
     IF run_at > pgq._now() THEN
-        INSERT INTO pgq.scheduled (run_at, id, lane, enqueued_at, attempt, max_attempts, task, payload, headers)
-        SELECT _add_jobs.run_at, u.id, pgq._lane(v_queue.id, _add_jobs.priority, (u.id % v_queue.shards)::int + 1),
-            pgq._now(), 1, _add_jobs.max_attempts, _add_jobs.task, u.payload, _add_jobs.headers
-        FROM unnest(ids, payloads) u (id, payload);
+        INSERT INTO pgq.scheduled (run_at, id, lane, enqueued_at, attempt, max_attempts, task, payload, headers, group_key)
+        SELECT _add_jobs.run_at, u.id, pgq._new_lane(v_queue, _add_jobs.priority, u.id, u.group_key),
+            pgq._now(), 1, _add_jobs.max_attempts, _add_jobs.task, u.payload, _add_jobs.headers, u.group_key
+        FROM unnest(ids, payloads, group_keys) u (id, payload, group_key);
         RETURN;
     END IF;
     IF priority <> 0 THEN
         PERFORM pgq._add_line(pgq._lane(v_queue.id, priority, 1));
     END IF;
-    INSERT INTO pgq.job (lane, xid, id, enqueued_at, slot, attempt, max_attempts, task, payload, headers)
-    SELECT pgq._lane(v_queue.id, _add_jobs.priority, (u.id % v_queue.shards)::int + 1), pg_current_xact_id(), u.id,
-        pgq._now(), v_slot, 1, _add_jobs.max_attempts, _add_jobs.task, u.payload, _add_jobs.headers
-    FROM unnest(ids, payloads) u (id, payload);
+    IF v_grouped THEN
+        PERFORM pgq._add_line(pgq._lane(v_queue.id, priority, 97));
+    END IF;
+    INSERT INTO pgq.job (lane, xid, id, enqueued_at, slot, attempt, max_attempts, task, payload, headers, group_key)
+    SELECT pgq._new_lane(v_queue, _add_jobs.priority, u.id, u.group_key), pg_current_xact_id(), u.id,
+        pgq._now(), v_slot, 1, _add_jobs.max_attempts, _add_jobs.task, u.payload, _add_jobs.headers, u.group_key
+    FROM unnest(ids, payloads, group_keys) u (id, payload, group_key);
     PERFORM pgq._wake(v_queue.id, queue);
 END;
 $$;
@@ -261,12 +452,35 @@ DECLARE
     v_ids bigint[];
 BEGIN
     PERFORM pgq._check_payloads(payloads);
+    PERFORM pgq._require('group_keys', coalesce(cardinality(group_keys) = cardinality(payloads), true), 'null or as long as payloads');
     v_ids := ARRAY(SELECT nextval('pgq.job_id') FROM generate_series(1, cardinality(payloads)));
     PERFORM pgq._add_jobs(v_ids, queue, payloads, task, priority, pgq._due(run_at, delay), max_attempts, group_keys, headers);
     RETURN QUERY SELECT u.id FROM unnest(v_ids) u (id);
 END;
 $$;
+DROP FUNCTION pgq._not_yet(text);
 DROP FUNCTION pgq._schedule(text, jsonb[], text, int, timestamptz, int, jsonb);
+
+-- Priority 0 is in use from the beginning.
+CREATE OR REPLACE FUNCTION pgq._add_line(lane bigint) RETURNS void
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    INSERT INTO pgq.line AS l (lane, queue_id)
+    SELECT n.lane, _add_line.lane >> 16
+    FROM (VALUES (pgq._line(_add_line.lane)), (CASE WHEN _add_line.lane & 96 = 96 THEN -1 END)) n (lane)
+    WHERE n.lane IS NOT NULL
+        AND NOT EXISTS (SELECT FROM pgq.line l WHERE l.queue_id = _add_line.lane >> 16 AND l.lane = n.lane);
+END;
+$$;
+COMMENT ON FUNCTION pgq._add_line(bigint) IS 'Makes sure that claims look at the line of a lane, and through the gate if it is one of the gate''s';
+
+CREATE FUNCTION pgq._new_lane(queue pgq.queue, priority int, job bigint, group_key text) RETURNS bigint
+    LANGUAGE sql IMMUTABLE
+AS $$
+    SELECT pgq._lane(queue.id, priority, CASE WHEN group_key IS NULL THEN (job % queue.shards)::int + 1 ELSE 97 END)
+$$;
+COMMENT ON FUNCTION pgq._new_lane(pgq.queue, int, bigint, text) IS 'The lane that a job joins: a shard, or the gate''s if it has a group';
 
 -- 32_unique -----------------------------------------------------------------------------------------------------------
 
@@ -321,7 +535,9 @@ CREATE FUNCTION pgq._lives(job bigint, unclaimed boolean) RETURNS boolean
     SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET jit = off
 AS $$
 BEGIN
-    IF EXISTS (SELECT FROM pgq.scheduled s WHERE s.id = job AND NOT (unclaimed AND s.attempt > 1)) THEN
+    IF EXISTS (SELECT FROM pgq.scheduled s WHERE s.id = job AND NOT (unclaimed AND s.attempt > 1))
+        OR EXISTS (SELECT FROM pgq.parked p WHERE p.id = job AND NOT (unclaimed AND p.attempt > 1))
+    THEN
         RETURN true;
     END IF;
     RETURN EXISTS (
@@ -447,6 +663,14 @@ BEGIN
         IF FOUND THEN
             RETURN;
         END IF;
+        UPDATE pgq.parked p SET payload = _repeat.payload, task = _repeat.task, headers = _repeat.headers
+        WHERE p.id = job AND p.attempt = 1;
+        IF FOUND THEN
+            IF run_at IS NOT NULL THEN
+                PERFORM pgq.reschedule(job, run_at);
+            END IF;
+            RETURN;
+        END IF;
         FOR v_slot, v_lane IN SELECT s, l FROM pgq._filled() s, pgq._lanes(s, job) l LOOP
             PERFORM pgq._lock_lane(v_slot, v_lane);
             PERFORM pgq._revise(v_slot, pgq._ready(v_slot, v_lane, ARRAY[job], NULL), payload, task, headers);
@@ -489,6 +713,7 @@ BEGIN
     PERFORM pgq._read_committed();
     PERFORM pgq._check_payloads(payloads);
     PERFORM pgq._require('unique_keys', cardinality(unique_keys) = cardinality(payloads), 'an array as long as payloads');
+    PERFORM pgq._require('group_keys', coalesce(cardinality(group_keys) = cardinality(payloads), true), 'null or as long as payloads');
     PERFORM pgq._require('each of unique_keys',
         coalesce((SELECT bool_and(octet_length(k) BETWEEN 1 AND 1000) FROM unnest(unique_keys) k), true),
         'null or 1 to 1000 bytes');
@@ -517,10 +742,11 @@ BEGIN
         ) k
         OFFSET 0
     ) t ON t.key = u.key;
-    PERFORM pgq._add_jobs(a.ids, queue, a.payloads, task, priority, run_at, max_attempts, group_keys, headers)
+    PERFORM pgq._add_jobs(a.ids, queue, a.payloads, task, priority, run_at, max_attempts, a.group_keys, headers)
     FROM (
-        SELECT coalesce(array_agg(u.id ORDER BY u.n), '{}') AS ids, coalesce(array_agg(u.payload ORDER BY u.n), '{}') AS payloads
-        FROM unnest(v_ids, v_holders, payloads) WITH ORDINALITY u (id, holder, payload, n)
+        SELECT coalesce(array_agg(u.id ORDER BY u.n), '{}') AS ids, coalesce(array_agg(u.payload ORDER BY u.n), '{}') AS payloads,
+            array_agg(u.group_key ORDER BY u.n) AS group_keys
+        FROM unnest(v_ids, v_holders, payloads, group_keys) WITH ORDINALITY u (id, holder, payload, group_key, n)
         WHERE u.id = u.holder
     ) a;
     IF on_repeat <> 'keep' THEN
@@ -835,29 +1061,34 @@ BEGIN
             FROM failed f
         ) f, pgq._settle_many(f.ids, f.leases, f.kinds, NULL, f.errors) s
     ), waiting AS (
-        INSERT INTO pgq.scheduled (run_at, id, lane, enqueued_at, attempt, max_attempts, task, payload, headers, history)
+        INSERT INTO pgq.scheduled (run_at, id, lane, enqueued_at, attempt, max_attempts, task, payload, headers, history, group_key)
         SELECT pgq._now() + coalesce(retry_in, pgq._backoff(f.backoff, f.backoff_max, f.attempt)), f.id,
-            f.home, f.enqueued_at, f.attempt + 1, f.max_attempts, f.task, f.payload, f.headers, f.errors
+            f.home, f.enqueued_at, f.attempt + 1, f.max_attempts, f.task, f.payload, f.headers, f.errors, f.group_key
         FROM failed f JOIN ended e ON e.id = f.id AND e.lease = f.lease
         WHERE f.again AND NOT expired
     ), ready AS (
-        INSERT INTO pgq.job (lane, xid, id, enqueued_at, slot, attempt, max_attempts, task, payload, headers, history)
-        SELECT f.lane & ~255::bigint, pg_current_xact_id(), f.id, f.enqueued_at, v_slot, f.attempt + 1, f.max_attempts,
-            f.task, f.payload, f.headers, f.errors
+        INSERT INTO pgq.job (lane, xid, id, enqueued_at, slot, attempt, max_attempts, task, payload, headers, history, group_key)
+        SELECT pgq._front(f.lane), pg_current_xact_id(), f.id, f.enqueued_at, v_slot, f.attempt + 1, f.max_attempts,
+            f.task, f.payload, f.headers, f.errors, f.group_key
         FROM failed f JOIN ended e ON e.id = f.id AND e.lease = f.lease
         WHERE f.again AND expired
     ), buried AS (
-        INSERT INTO pgq.dead (id, lane, enqueued_at, died_at, attempt, max_attempts, task, payload, headers, history, error)
+        INSERT INTO pgq.dead (id, lane, enqueued_at, died_at, attempt, max_attempts, task, payload, headers, history, error, group_key)
         SELECT f.id, f.lane, f.enqueued_at, pgq._now(), f.attempt, f.max_attempts, f.task, f.payload, f.headers, f.errors,
-            f.error
+            f.error, f.group_key
         FROM failed f JOIN ended e ON e.id = f.id AND e.lease = f.lease
         WHERE NOT f.again AND f.known AND NOT f.stopped
     ), heard AS (
         DELETE FROM pgq.cancel_request c USING failed f JOIN ended e ON e.id = f.id AND e.lease = f.lease
         WHERE f.stopped AND c.id = f.id
+    ), handed_back AS (
+        SELECT pgq._hand_back(array_agg(f.id), f.again)
+        FROM failed f JOIN ended e ON e.id = f.id AND e.lease = f.lease
+        WHERE f.lease & 16 = 16
+        GROUP BY f.again
     )
     SELECT f.id, CASE WHEN f.stopped THEN 'cancelled' WHEN f.again THEN 'retry' ELSE 'dead' END::pgq.outcome_kind
-    FROM failed f JOIN ended e ON e.id = f.id AND e.lease = f.lease;
+    FROM failed f JOIN ended e ON e.id = f.id AND e.lease = f.lease, (SELECT count(*) FROM handed_back) b;
 END;
 $$;
 COMMENT ON FUNCTION pgq.reject(bigint, bigint, text, interval, boolean) IS
@@ -868,7 +1099,7 @@ COMMENT ON FUNCTION pgq.reject(bigint, bigint, text, interval, boolean) IS
 CREATE FUNCTION pgq._given_back(ids bigint[], leases bigint[], kind pgq.outcome_kind)
     RETURNS TABLE (
         id bigint, lane bigint, enqueued_at timestamptz, attempt int, max_attempts int, task text, payload jsonb,
-        headers jsonb, history jsonb, stopped boolean
+        headers jsonb, history jsonb, group_key text, stopped boolean
     )
     LANGUAGE plpgsql
 AS $$
@@ -888,9 +1119,15 @@ BEGIN
     ), heard AS (
         DELETE FROM pgq.cancel_request c USING held h JOIN ended e ON e.id = h.id AND e.lease = h.lease
         WHERE h.stopped AND c.id = h.id
+    ), handed_back AS (
+        SELECT pgq._hand_back(array_agg(h.id), NOT h.stopped)
+        FROM held h JOIN ended e ON e.id = h.id AND e.lease = h.lease
+        WHERE h.lease & 16 = 16
+        GROUP BY h.stopped
     )
-    SELECT h.id, h.lane, h.enqueued_at, h.attempt, h.max_attempts, h.task, h.payload, h.headers, h.history, h.stopped
-    FROM held h JOIN ended e ON e.id = h.id AND e.lease = h.lease;
+    SELECT h.id, h.lane, h.enqueued_at, h.attempt, h.max_attempts, h.task, h.payload, h.headers, h.history, h.group_key,
+        h.stopped
+    FROM held h JOIN ended e ON e.id = h.id AND e.lease = h.lease, (SELECT count(*) FROM handed_back) b;
 END;
 $$;
 COMMENT ON FUNCTION pgq._given_back(bigint[], bigint[], pgq.outcome_kind) IS
@@ -910,9 +1147,9 @@ BEGIN
     WITH held AS MATERIALIZED (
         SELECT * FROM pgq._given_back(ids, leases, 'released')
     ), ready AS (
-        INSERT INTO pgq.job AS j (lane, xid, id, enqueued_at, slot, attempt, max_attempts, task, payload, headers, history)
-        SELECT h.lane & ~255::bigint, pg_current_xact_id(), h.id, h.enqueued_at, v_slot, h.attempt, h.max_attempts,
-            h.task, h.payload, h.headers, h.history
+        INSERT INTO pgq.job AS j (lane, xid, id, enqueued_at, slot, attempt, max_attempts, task, payload, headers, history, group_key)
+        SELECT pgq._front(h.lane), pg_current_xact_id(), h.id, h.enqueued_at, v_slot, h.attempt, h.max_attempts,
+            h.task, h.payload, h.headers, h.history, h.group_key
         FROM held h
         WHERE NOT h.stopped
     )
@@ -933,9 +1170,9 @@ BEGIN
     WITH held AS MATERIALIZED (
         SELECT * FROM pgq._given_back(ids, leases, 'snoozed')
     ), waiting AS (
-        INSERT INTO pgq.scheduled (run_at, id, lane, enqueued_at, attempt, max_attempts, task, payload, headers, history)
+        INSERT INTO pgq.scheduled (run_at, id, lane, enqueued_at, attempt, max_attempts, task, payload, headers, history, group_key)
         SELECT pgq._now() + delay, h.id, pgq._home(h.lane, h.id, q.shards), h.enqueued_at, h.attempt, h.max_attempts,
-            h.task, h.payload, h.headers, h.history
+            h.task, h.payload, h.headers, h.history, h.group_key
         FROM held h JOIN pgq.queue q ON q.id = h.lane >> 16
         WHERE NOT h.stopped
     )
@@ -958,6 +1195,188 @@ $$;
 COMMENT ON FUNCTION pgq.snooze(bigint, bigint, interval) IS
     'Puts a claimed job off: it is ready again after delay, and the attempt does not count. If it was asked to stop '
     '(pgq.cancel) it ends as cancelled instead. Raises PQ001 if the lease is lost, 22023, 22004';
+
+-- The settings keep a plan that was made for an empty segment good for ten million rows. One opening statement, because
+-- each further one, and each expression outside of it, costs as much again.
+CREATE OR REPLACE FUNCTION pgq.claim(
+    queue text,
+    batch int DEFAULT 1,
+    lease_for interval DEFAULT NULL,
+    worker text DEFAULT NULL
+) RETURNS SETOF pgq.claimed_job
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off
+    SET plan_cache_mode = force_generic_plan SET jit = off
+AS $$
+DECLARE
+    v_epoch bigint;
+    v_queue record;
+    v_slots int[];
+    v_ordered bigint[];
+    v_line bigint;
+    v_slot int;
+    v_job pgq.claimed_job;
+    v_count int;
+BEGIN
+    LOOP
+        v_epoch := pg_sequence_last_value('pgq.epoch');
+        SELECT q.id, q.lanes, q.max_attempts, q.paused, pgq._now() + coalesce(lease_for, q.lease) AS expiry,
+            pg_snapshot_xmax(pg_current_snapshot()) AS horizon, ARRAY(SELECT pg_snapshot_xip(pg_current_snapshot())) AS running,
+            pg_current_xact_id_if_assigned() AS own, floor(random() * q.lanes)::int AS first,
+            ARRAY(SELECT l.lane FROM pgq.line l WHERE l.queue_id = q.id ORDER BY l.lane) AS lines,
+            pg_sequence_last_value('pgq.live') AS live, pg_sequence_last_value('pgq.restored') AS restored,
+            NOT q.paused AND current_setting('transaction_isolation') = 'read committed' AND batch BETWEEN 1 AND 100000
+                AND (lease_for BETWEEN '1 millisecond' AND '1 year') IS NOT FALSE
+                AND (v_epoch >> 4) & 4294967295 = pgq._boot() AS sound
+        INTO v_queue
+        FROM pgq.queue q WHERE q.name = claim.queue;
+        IF v_queue.sound IS NOT TRUE THEN
+            PERFORM pgq._read_committed();
+            PERFORM pgq._require('batch', batch BETWEEN 1 AND 100000, 'between 1 and 100000');
+            PERFORM pgq._require('lease_for', (lease_for BETWEEN '1 millisecond' AND '1 year') IS NOT FALSE,
+                'between 1 ms and 1 year');
+            PERFORM pgq._find_queue(queue);
+            IF v_queue.paused THEN
+                RETURN;
+            END IF;
+            PERFORM pgq._adopt();
+        ELSIF v_queue.lines[1] < 0 THEN
+            RETURN QUERY SELECT * FROM pgq._claim_limited(v_queue.id, batch, v_queue.expiry, worker);
+            RETURN;
+        ELSIF v_queue.lanes = 1 AND v_ordered IS NULL THEN
+            v_ordered := pgq._in_order(v_queue.lines);
+        ELSE
+            EXIT;
+        END IF;
+    END LOOP;
+    IF v_ordered IS NOT NULL THEN
+        v_queue.lines := v_ordered;
+    END IF;
+    IF v_queue.own IS NOT NULL THEN
+        -- Jobs of this very transaction would be visible, and taken too early: it may still roll back.
+        v_queue.running := ARRAY(SELECT x FROM unnest(v_queue.running || v_queue.own) x ORDER BY x);
+    END IF;
+    v_slot := v_epoch & 15;
+    v_slots := CASE WHEN v_queue.live = 1::bigint << v_slot THEN ARRAY[v_slot] ELSE pgq._live_slots() END;
+
+    FOREACH v_line IN ARRAY v_queue.lines LOOP
+        FOREACH v_slot IN ARRAY v_slots LOOP
+            IF batch = 1 AND v_queue.restored = 0 THEN
+                -- by slot: v_slot
+                v_job := pgq._take_one_0(v_line & ~255::bigint, (v_line & 255)::int * v_queue.lanes, v_queue.first,
+                    v_queue.horizon, v_queue.running, v_queue.expiry, worker, queue, v_queue.max_attempts);
+                IF v_job.id > 0 THEN
+                    RETURN NEXT v_job;
+                    RETURN;
+                END IF;
+                CONTINUE WHEN v_job.id = 0;
+            END IF;
+            IF (v_queue.restored >> v_slot) & 1 = 1 THEN
+                -- From another cluster: all its transactions have ended, and their numbers only give the order.
+                RETURN QUERY
+                SELECT * FROM pgq._take(v_slot, v_line & ~255::bigint, (v_line & 255)::int * v_queue.lanes, v_queue.first,
+                    batch, '9223372036854775807', '{}', v_queue.expiry, worker, queue, v_queue.max_attempts);
+            ELSE
+                -- by slot: v_slot
+                RETURN QUERY
+                SELECT * FROM pgq._take_0(v_line & ~255::bigint, (v_line & 255)::int * v_queue.lanes, v_queue.first,
+                    batch, v_queue.horizon, v_queue.running, v_queue.expiry, worker, queue, v_queue.max_attempts);
+            END IF;
+            GET DIAGNOSTICS v_count = ROW_COUNT;
+            batch := batch - v_count;
+            IF batch = 0 THEN
+                RETURN;
+            END IF;
+        END LOOP;
+    END LOOP;
+END;
+$$;
+SELECT pgq._choose_slot('pgq.claim(text,int,interval,text)');
+
+CREATE OR REPLACE FUNCTION pgq.ack(id bigint, lease bigint, result jsonb DEFAULT NULL) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    SET enable_seqscan = off SET enable_bitmapscan = off
+    SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off
+AS $$
+DECLARE
+    v_slot int := lease & 15;
+    v_done boolean;
+BEGIN
+    -- by slot: v_slot
+    v_done := pgq._settle_0(id, lease, result);
+    IF v_done AND lease & 16 = 0 THEN
+        RETURN;
+    ELSIF NOT v_done THEN
+        PERFORM pgq._settle_many(ARRAY[id], ARRAY[lease], '{done}', ARRAY[result], NULL);
+        IF NOT FOUND THEN
+            PERFORM pgq._lost(id, lease);
+        END IF;
+    END IF;
+    IF lease & 16 = 16 THEN
+        PERFORM pgq._hand_back(ARRAY[id], false);
+    END IF;
+END;
+$$;
+SELECT pgq._choose_slot('pgq.ack(bigint,bigint,jsonb)');
+
+CREATE OR REPLACE FUNCTION pgq.ack_many(ids bigint[], leases bigint[], results jsonb[] DEFAULT NULL)
+    RETURNS SETOF bigint
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    SET enable_seqscan = off SET enable_bitmapscan = off
+    SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off
+AS $$
+DECLARE
+    v_slot int := leases[1] & 15;
+    v_done boolean := false;
+    v_whole bigint[];
+    v_ids bigint[] := '{}';
+BEGIN
+    IF array_dims(leases) = array_dims(ids) AND leases[1] = ALL (leases)
+        AND (results IS NULL OR array_dims(results) = array_dims(ids))
+    THEN
+        -- by slot: v_slot
+        v_done := pgq._done_0(ids, leases[1], results);
+        IF v_done THEN
+            IF leases[1] & 16 = 16 THEN
+                PERFORM pgq._hand_back(ids, false);
+            END IF;
+            RETURN QUERY SELECT unnest(ids);
+            RETURN;
+        END IF;
+    ELSE
+        PERFORM pgq._same_length(ids, leases, cardinality(results));
+        v_whole := ARRAY(
+            SELECT d FROM (SELECT DISTINCT (u.lease & 15)::int AS slot FROM unnest(leases) u (lease) WHERE u.lease IS NOT NULL) s,
+                pgq._done_each(s.slot, ids, leases, results) d
+        );
+        v_ids := ARRAY(SELECT u.id FROM unnest(ids, leases) u (id, lease) WHERE u.lease = ANY (v_whole));
+    END IF;
+    v_ids := v_ids || ARRAY(
+        SELECT s.id
+        FROM (
+            SELECT array_agg(u.id) AS ids, array_agg(u.lease) AS leases, array_agg(u.result) AS results
+            FROM unnest(ids, leases, results) u (id, lease, result)
+            WHERE (u.lease = ANY (v_whole)) IS NOT TRUE
+        ) u, pgq._settle_many(u.ids, u.leases, '{done}', u.results, NULL) s
+    );
+    IF pgq._has_permits(leases) THEN
+        PERFORM pgq._hand_back(v_ids, false);
+    END IF;
+    RETURN QUERY SELECT unnest(v_ids);
+END;
+$$;
+SELECT pgq._choose_slot('pgq.ack_many(bigint[],bigint[],jsonb[])');
+
+CREATE OR REPLACE FUNCTION pgq._open_front(ids bigint[], leases bigint[]) RETURNS void
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    PERFORM pgq._add_line(l.lane), pgq._wake(q.id, q.name)
+    FROM (
+        SELECT DISTINCT pgq._front(a.lane) AS lane FROM pgq._attempts(ids, leases) a
+    ) l JOIN pgq.queue q ON q.id = l.lane >> 16;
+END;
+$$;
 
 -- 42_cancel -----------------------------------------------------------------------------------------------------------
 
@@ -1030,7 +1449,7 @@ BEGIN
         SELECT u.id, h.id, pgq._now(), _withdraw_0.kind FROM held h CROSS JOIN LATERAL unnest(h.job_ids) u (id)
     )
     SELECT g.id, NULL::bigint, g.lane & ~128::bigint, g.enqueued_at, NULL::timestamptz, g.attempt::int,
-        g.max_attempts::int, NULL::text, g.task, g.payload, g.headers, g.history
+        g.max_attempts::int, NULL::text, g.task, g.payload, g.headers, g.history, g.group_key
     FROM gone g;
 END;
 $$;
@@ -1075,35 +1494,6 @@ $$;
 COMMENT ON FUNCTION pgq._withdraw_job(bigint, pgq.outcome_kind) IS
     'Takes a job back that is ready; returns nothing if somebody was faster, or if it is not';
 
-CREATE FUNCTION pgq._cancel_scheduled(ids bigint[]) RETURNS bigint
-    LANGUAGE plpgsql
-AS $$
-DECLARE
-    v_slot int := pgq._hold();
-    v_lanes bigint[];
-    v_count bigint;
-BEGIN
-    WITH gone AS (
-        DELETE FROM pgq.scheduled s WHERE s.id = ANY (ids) RETURNING s.*
-    ), ready AS (
-        INSERT INTO pgq.job AS j (lane, xid, id, enqueued_at, slot, attempt, max_attempts, task, payload, headers, history)
-        SELECT g.lane, pg_current_xact_id(), g.id, g.enqueued_at, v_slot, g.attempt, g.max_attempts, g.task, g.payload,
-            g.headers, g.history
-        FROM gone g
-        RETURNING j.lane, j.id
-    )
-    SELECT array_agg(r.id), array_agg(r.lane) INTO ids, v_lanes FROM ready r;
-    SELECT count(*) INTO v_count
-    FROM (
-        SELECT array_agg(p) AS places
-        FROM (SELECT u.lane, array_agg(u.id) AS ids FROM unnest(ids, v_lanes) u (id, lane) GROUP BY u.lane) l,
-            unnest(pgq._ready(v_slot, l.lane, l.ids, NULL)) p
-    ) p, pgq._withdraw(v_slot, p.places, 'cancelled');
-    RETURN v_count;
-END;
-$$;
-COMMENT ON FUNCTION pgq._cancel_scheduled(bigint[]) IS 'Cancels scheduled jobs and retries; returns how many';
-
 CREATE FUNCTION pgq._cancel(id bigint) RETURNS text
     LANGUAGE plpgsql
 AS $$
@@ -1112,12 +1502,13 @@ DECLARE
 BEGIN
     WHILE v_answer IS NULL LOOP
         CASE coalesce((SELECT s.state FROM pgq.job_status(_cancel.id) s), 'not found')
-            WHEN 'scheduled', 'retrying' THEN
-                IF pgq._cancel_scheduled(ARRAY[id]) > 0 THEN
+            WHEN 'scheduled', 'retrying', 'parked' THEN
+                IF pgq._cancel_waiting(ARRAY[id]) > 0 THEN
                     v_answer := 'cancelled';
                 END IF;
             WHEN 'ready' THEN
                 IF EXISTS (SELECT FROM pgq._withdraw_job(_cancel.id, 'cancelled')) THEN
+                    PERFORM pgq._hand_back(ARRAY[id], false);
                     v_answer := 'cancelled';
                 END IF;
             WHEN 'running' THEN
@@ -1166,16 +1557,21 @@ DECLARE
     v_lane bigint;
     v_slot int;
     v_places tid[];
+    v_gone bigint[];
     v_count bigint;
     v_total bigint;
 BEGIN
     PERFORM pgq._read_committed();
     PERFORM pgq._require('running', running IS NOT NULL OR NULL, 'true or false');
     v_queue := pgq._find_queue(queue);
+    PERFORM pg_advisory_xact_lock(pgq._gate_key(v_queue.id));
     -- In the order in which jobs go on, so that none slips through.
-    v_total := pgq._cancel_scheduled(ARRAY(
+    v_total := pgq._cancel_waiting(ARRAY(
         SELECT s.id FROM pgq.scheduled s
         WHERE s.lane >> 16 = v_queue.id AND (cancel_many.task IS NULL OR s.task = cancel_many.task)
+        UNION ALL
+        SELECT p.id FROM pgq.parked p
+        WHERE p.queue_id = v_queue.id AND (cancel_many.task IS NULL OR p.task = cancel_many.task)
     ));
     FOR v_lane IN SELECT pgq._lanes_of(v_queue) LOOP
         PERFORM pg_advisory_xact_lock(pgq._lane_key(v_lane));
@@ -1188,8 +1584,9 @@ BEGIN
                 v_total := v_total + pgq._empty_lane(v_slot, v_lane);
                 v_places := pgq._ready(v_slot, v_lane, NULL, task);
             END IF;
-            SELECT count(*) INTO v_count FROM pgq._withdraw(v_slot, v_places, 'cancelled');
-            v_total := v_total + v_count;
+            v_gone := ARRAY(SELECT w.id FROM pgq._withdraw(v_slot, v_places, 'cancelled') w);
+            PERFORM pgq._hand_back(v_gone, false);
+            v_total := v_total + cardinality(v_gone);
         END LOOP;
     END LOOP;
     IF running THEN
@@ -1289,16 +1686,16 @@ BEGIN
         SELECT s.state, s.queue INTO v_job FROM pgq.job_status(reschedule.id) s;
         IF v_job.state IN ('scheduled', 'retrying') THEN
             UPDATE pgq.scheduled s SET run_at = greatest(reschedule.run_at, pgq._now()) WHERE s.id = reschedule.id;
-        ELSIF v_job.state IS DISTINCT FROM 'ready' THEN
+        ELSIF (v_job.state IN ('ready', 'parked')) IS NOT TRUE THEN
             RETURN false;
         ELSIF run_at <= pgq._now() THEN
             RETURN true;
         ELSE
             PERFORM pgq._hold(), pgq._producing(v_job.queue);
-            INSERT INTO pgq.scheduled (run_at, id, lane, enqueued_at, attempt, max_attempts, task, payload, headers, history)
+            INSERT INTO pgq.scheduled (run_at, id, lane, enqueued_at, attempt, max_attempts, task, payload, headers, history, group_key)
             SELECT reschedule.run_at, w.id, pgq._home(w.lane, w.id, q.shards), w.enqueued_at, w.attempt, w.max_attempts,
-                w.task, w.payload, w.headers, w.history
-            FROM pgq._withdraw_job(reschedule.id, 'carried') w JOIN pgq.queue q ON q.id = w.lane >> 16;
+                w.task, w.payload, w.headers, w.history, w.group_key
+            FROM pgq._withdraw_waiting(reschedule.id) w JOIN pgq.queue q ON q.id = w.lane >> 16;
         END IF;
         IF FOUND THEN
             RETURN true;
@@ -1327,28 +1724,33 @@ BEGIN
     PERFORM pgq._require('priority', priority BETWEEN -100 AND 100, 'between -100 (runs first) and 100 (runs last)');
     LOOP
         SELECT s.state, s.queue INTO v_job FROM pgq.job_status(set_priority.id) s;
-        IF v_job.state IN ('scheduled', 'retrying', 'ready') IS NOT TRUE THEN
+        IF v_job.state IN ('scheduled', 'retrying', 'ready', 'parked') IS NOT TRUE THEN
             RETURN false;
         END IF;
         v_slot := pgq._hold();
         v_queue := pgq._producing(v_job.queue);
-        v_lane := pgq._lane(v_queue.id, priority, (id % v_queue.shards)::int + 1);
-        IF v_job.state = 'ready' THEN
+        IF v_job.state IN ('ready', 'parked') THEN
             IF EXISTS (
+                SELECT FROM pgq.parked p WHERE p.id = set_priority.id AND p.priority = set_priority.priority
+                UNION ALL
                 SELECT FROM pgq._filled() s, pgq._lanes(s, set_priority.id) l
-                WHERE l & ~255::bigint = v_lane & ~255::bigint AND pgq._ready(s, l, ARRAY[set_priority.id], NULL) <> '{}'
+                WHERE pgq._priority(l) = set_priority.priority AND pgq._ready(s, l, ARRAY[set_priority.id], NULL) <> '{}'
             ) THEN
                 RETURN true;
             END IF;
-            PERFORM pgq._add_line(v_lane);
-            INSERT INTO pgq.job (lane, xid, id, enqueued_at, slot, attempt, max_attempts, task, payload, headers, history)
-            SELECT v_lane, pg_current_xact_id(), w.id, w.enqueued_at, v_slot, w.attempt, w.max_attempts, w.task, w.payload,
-                w.headers, w.history
-            FROM pgq._withdraw_job(set_priority.id, 'carried') w;
+            INSERT INTO pgq.job AS j (lane, xid, id, enqueued_at, slot, attempt, max_attempts, task, payload, headers, history,
+                group_key)
+            SELECT pgq._new_lane(v_queue, set_priority.priority, w.id, w.group_key), pg_current_xact_id(), w.id,
+                w.enqueued_at, v_slot, w.attempt, w.max_attempts, w.task, w.payload, w.headers, w.history, w.group_key
+            FROM pgq._withdraw_waiting(set_priority.id) w
+            RETURNING j.lane INTO v_lane;
         ELSE
-            UPDATE pgq.scheduled s SET lane = v_lane WHERE s.id = set_priority.id;
+            UPDATE pgq.scheduled s SET lane = pgq._new_lane(v_queue, set_priority.priority, s.id, s.group_key)
+            WHERE s.id = set_priority.id
+            RETURNING s.lane INTO v_lane;
         END IF;
         IF FOUND THEN
+            PERFORM pgq._add_line(v_lane);
             PERFORM pgq._wake(v_queue.id, v_queue.name);
             RETURN true;
         END IF;
@@ -1359,6 +1761,581 @@ COMMENT ON FUNCTION pgq.set_priority(bigint, int) IS
     'Gives a job that is scheduled, ready or retrying another priority; a ready one joins the end of its new line. Returns '
     'false, and changes nothing, if the job is running, has ended or is unknown. Keep the transaction short, as for '
     'pgq.cancel. Raises PQ003, 22023, 22004, 55P03 if a claiming transaction does not end within five seconds';
+
+CREATE FUNCTION pgq._withdraw_waiting(job bigint) RETURNS SETOF pgq.attempt
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    RETURN QUERY
+    DELETE FROM pgq.parked p WHERE p.id = job
+    RETURNING p.id, NULL::bigint, p.lane, p.enqueued_at, NULL::timestamptz, p.attempt::int, p.max_attempts::int, NULL::text,
+        p.task, p.payload, p.headers, p.history, nullif(p.group_key, '');
+    IF NOT FOUND THEN
+        RETURN QUERY SELECT * FROM pgq._withdraw_job(job, 'carried');
+    END IF;
+END;
+$$;
+COMMENT ON FUNCTION pgq._withdraw_waiting(bigint) IS 'Takes a job back that is ready or parked, to put it elsewhere';
+
+-- A scheduled or parked job has neither lease nor outcome, and is to be seen as cancelled like all others. So it
+-- becomes ready, in the eyes of this transaction only, and is taken back.
+CREATE FUNCTION pgq._cancel_waiting(ids bigint[]) RETURNS bigint
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_slot int := pgq._hold();
+    v_lanes bigint[];
+    v_count bigint;
+BEGIN
+    WITH gone AS (
+        DELETE FROM pgq.scheduled s WHERE s.id = ANY (ids) RETURNING s.*
+    ), unparked AS (
+        DELETE FROM pgq.parked p WHERE p.id = ANY (ids) RETURNING p.*
+    ), ready AS (
+        INSERT INTO pgq.job AS j (lane, xid, id, enqueued_at, slot, attempt, max_attempts, task, payload, headers, history, group_key)
+        SELECT g.lane, pg_current_xact_id(), g.id, g.enqueued_at, v_slot, g.attempt, g.max_attempts, g.task, g.payload,
+            g.headers, g.history, g.group_key
+        FROM gone g
+        UNION ALL
+        SELECT u.lane, pg_current_xact_id(), u.id, u.enqueued_at, v_slot, u.attempt, u.max_attempts, u.task, u.payload,
+            u.headers, u.history, nullif(u.group_key, '')
+        FROM unparked u
+        RETURNING j.lane, j.id
+    )
+    SELECT array_agg(r.id), array_agg(r.lane) INTO ids, v_lanes FROM ready r;
+    SELECT count(*) INTO v_count
+    FROM (
+        SELECT array_agg(p) AS places
+        FROM (SELECT u.lane, array_agg(u.id) AS ids FROM unnest(ids, v_lanes) u (id, lane) GROUP BY u.lane) l,
+            unnest(pgq._ready(v_slot, l.lane, l.ids, NULL)) p
+    ) p, pgq._withdraw(v_slot, p.places, 'cancelled');
+    PERFORM pgq._hand_back(ids, false);
+    RETURN v_count;
+END;
+$$;
+COMMENT ON FUNCTION pgq._cancel_waiting(bigint[]) IS 'Cancels scheduled and parked jobs; returns how many';
+
+-- 44_groups -----------------------------------------------------------------------------------------------------------
+
+-- Limits: how many jobs of a group or of a queue run at once or start in a time, and groups that take turns.
+-- Tables: parked, parked_group, permit, start; job, lease and outcome of what is claimed; reads queue and line.
+--
+-- Jobs with a group lie in lanes of their own, where ordinary claims do not look: 97, or 96 if they come back. Claims
+-- of a queue that has such lanes, or limits, go through a gate, one at a time. There jobs leave their lanes in order
+-- and are parked; the gate picks those that may run, and puts them into the open segment once more, as handed out
+-- (lane 98). So a group that is busy costs the others nothing once it is parked, and limits are counted under one lock.
+--
+-- A job that counts against a limit has a permit. Whatever ends its attempt gives it back in the same transaction: the
+-- fifth bit of the lease says that there is one, so those who settle other jobs never ask. The next claim removes what
+-- was given back, and looks at those groups again. While a job waits for its next attempt it keeps its permit, so that
+-- nobody of its group overtakes it.
+CREATE FUNCTION pgq._check_rate(argument text, rate int, period interval) RETURNS void
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    PERFORM pgq._require(argument, coalesce(rate BETWEEN 1 AND 1000000000, true), 'null or between 1 and 1000000000');
+    PERFORM pgq._require('the period of ' || argument, (rate IS NULL) = (period IS NULL), 'given if there is a rate, and only then');
+    PERFORM pgq._require('the period of ' || argument, coalesce(period BETWEEN '1 millisecond' AND '1 year', true),
+        'between 1 ms and 1 year');
+END;
+$$;
+COMMENT ON FUNCTION pgq._check_rate(text, int, interval) IS 'Raises 22023';
+
+CREATE FUNCTION pgq.set_limits(
+    queue text,
+    group_limit int DEFAULT 1,
+    running_limit int DEFAULT NULL,
+    rate int DEFAULT NULL,
+    rate_period interval DEFAULT NULL,
+    group_rate int DEFAULT NULL,
+    group_period interval DEFAULT NULL,
+    fair boolean DEFAULT false,
+    keep_place boolean DEFAULT true
+) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '5s'
+AS $$
+DECLARE
+    v_queue pgq.queue := pgq._find_queue(queue);
+BEGIN
+    PERFORM pgq._require('group_limit', coalesce(group_limit BETWEEN 1 AND 1000000, true), 'null or between 1 and 1000000');
+    PERFORM pgq._require('running_limit', coalesce(running_limit BETWEEN 1 AND 1000000, true), 'null or between 1 and 1000000');
+    PERFORM pgq._check_rate('rate', rate, rate_period);
+    PERFORM pgq._check_rate('group_rate', group_rate, group_period);
+    PERFORM pgq._require('fair', fair IS NOT NULL OR NULL, 'true or false');
+    PERFORM pgq._require('keep_place', keep_place IS NOT NULL OR NULL, 'true or false');
+    PERFORM pg_advisory_xact_lock(pgq._gate_key(v_queue.id));
+    UPDATE pgq.queue q
+    SET group_limit = set_limits.group_limit, running_limit = set_limits.running_limit,
+        rate = set_limits.rate, rate_period = set_limits.rate_period,
+        group_rate = set_limits.group_rate, group_period = set_limits.group_period,
+        fair = set_limits.fair, keep_place = set_limits.keep_place
+    WHERE q.id = v_queue.id;
+    IF num_nonnulls(running_limit, rate) > 0 OR fair THEN
+        PERFORM pgq._add_line(pgq._lane(v_queue.id, 0, 97));
+    END IF;
+    UPDATE pgq.parked_group g SET ready = true, ready_at = NULL WHERE g.queue_id = v_queue.id AND NOT g.ready;
+    PERFORM pgq._wake(v_queue.id, v_queue.name);
+END;
+$$;
+COMMENT ON FUNCTION pgq.set_limits(text, int, int, int, interval, int, interval, boolean, boolean) IS
+    'Sets all limits of a queue, for jobs claimed from now on. group_limit: how many jobs with the same group_key run at once; '
+    'null: any number. running_limit: how many of the whole queue. rate and rate_period: how many start in a period; '
+    'group_rate and group_period: how many with the same group_key. fair: groups take turns, one job each, whatever they have '
+    'waiting. keep_place: a group waits for its job that failed and is to be tried again. Raises PQ002, 22023, 22004, 55P03 '
+    'if a claiming transaction does not end within five seconds';
+
+-- Each row says how many there were by then, so a period is the difference of two. Under the gate.
+CREATE FUNCTION pgq._started(queue_id int, group_key text, jobs bigint) RETURNS void
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_last pgq.start;
+BEGIN
+    IF jobs = 0 THEN
+        RETURN;
+    END IF;
+    SELECT * INTO v_last FROM pgq.start s
+    WHERE s.queue_id = _started.queue_id AND s.group_key = _started.group_key
+    ORDER BY s.queue_id DESC, s.group_key DESC, s.at DESC, s.total DESC LIMIT 1;
+    INSERT INTO pgq.start (queue_id, group_key, at, jobs, total)
+    VALUES (queue_id, group_key, greatest(pgq._now(), v_last.at), jobs, coalesce(v_last.total, 0) + jobs);
+END;
+$$;
+COMMENT ON FUNCTION pgq._started(int, text, bigint) IS 'Notes that jobs of a queue or a group were claimed';
+
+CREATE FUNCTION pgq._room(queue_id int, group_key text, rate int, period interval) RETURNS int
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_since CONSTANT timestamptz := pgq._now() - period;
+    v_last bigint;
+    v_before bigint;
+BEGIN
+    IF rate IS NULL THEN
+        RETURN NULL;
+    END IF;
+    SELECT s.total - s.jobs INTO v_before FROM pgq.start s
+    WHERE s.queue_id = _room.queue_id AND s.group_key = _room.group_key AND s.at > v_since
+    ORDER BY s.queue_id, s.group_key, s.at, s.total LIMIT 1;
+    SELECT s.total INTO v_last FROM pgq.start s
+    WHERE s.queue_id = _room.queue_id AND s.group_key = _room.group_key
+    ORDER BY s.queue_id DESC, s.group_key DESC, s.at DESC, s.total DESC LIMIT 1;
+    RETURN greatest(rate - coalesce(v_last - v_before, 0), 0);
+END;
+$$;
+COMMENT ON FUNCTION pgq._room(int, text, int, interval) IS 'How many more may start within a rate; null: any number';
+
+CREATE FUNCTION pgq._room_at(queue_id int, group_key text, rate int, period interval) RETURNS timestamptz
+    LANGUAGE plpgsql STABLE
+AS $$
+DECLARE
+    v_since CONSTANT timestamptz := pgq._now() - period;
+BEGIN
+    RETURN (
+        SELECT s.at + period FROM pgq.start s
+        WHERE s.queue_id = _room_at.queue_id AND s.group_key = _room_at.group_key AND s.at > v_since
+            AND s.total > (
+                SELECT l.total - rate FROM pgq.start l
+                WHERE l.queue_id = _room_at.queue_id AND l.group_key = _room_at.group_key
+                ORDER BY l.queue_id DESC, l.group_key DESC, l.at DESC, l.total DESC LIMIT 1
+            )
+        ORDER BY s.queue_id, s.group_key, s.at, s.total LIMIT 1
+    );
+END;
+$$;
+COMMENT ON FUNCTION pgq._room_at(int, text, int, interval) IS 'When the next one may start within a rate that is used up';
+
+-- `again`: these jobs get another attempt.
+CREATE FUNCTION pgq._end_permits(ids bigint[], again boolean) RETURNS SETOF int
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    RETURN QUERY
+    UPDATE pgq.permit m
+    SET state = CASE WHEN again AND q.keep_place AND m.group_key <> '' THEN 'waiting' ELSE 'ended' END
+    FROM pgq.queue q
+    WHERE m.job_id = ANY (ids) AND m.state <> 'ended' AND q.id = m.queue_id
+    RETURNING m.queue_id;
+END;
+$$;
+COMMENT ON FUNCTION pgq._end_permits(bigint[], boolean) IS 'Gives back the permits of jobs; returns their queues';
+
+CREATE FUNCTION pgq._hand_back(ids bigint[], again boolean) RETURNS void
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    PERFORM pgq._wake(q.id, q.name)
+    FROM pgq.queue q
+    WHERE q.id IN (SELECT pgq._end_permits(ids, again))
+        AND (q.running_limit IS NOT NULL OR EXISTS (SELECT FROM pgq.parked_group g WHERE g.queue_id = q.id));
+END;
+$$;
+COMMENT ON FUNCTION pgq._hand_back(bigint[], boolean) IS 'Gives back the permits of jobs that have ended, and wakes who waits for them';
+
+CREATE FUNCTION pgq._has_permits(leases bigint[]) RETURNS boolean
+    LANGUAGE sql IMMUTABLE
+AS $$ SELECT bool_or(l & 16 = 16) FROM unnest(leases) l $$;
+COMMENT ON FUNCTION pgq._has_permits(bigint[]) IS 'Whether jobs under these leases may have permits';
+
+CREATE FUNCTION pgq._look_again(queue_id int) RETURNS void
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_now CONSTANT timestamptz := pgq._now();
+BEGIN
+    WITH ended AS (
+        DELETE FROM pgq.permit m WHERE m.queue_id = _look_again.queue_id AND m.state = 'ended' RETURNING m.group_key
+    )
+    UPDATE pgq.parked_group g SET ready = true, ready_at = NULL
+    FROM (SELECT DISTINCT e.group_key FROM ended e) e
+    WHERE g.queue_id = _look_again.queue_id AND g.group_key = e.group_key AND NOT g.ready;
+    UPDATE pgq.parked_group g SET ready = true, ready_at = NULL
+    WHERE g.queue_id = _look_again.queue_id AND NOT g.ready AND g.ready_at <= v_now;
+END;
+$$;
+COMMENT ON FUNCTION pgq._look_again(int) IS 'Removes permits that were given back, and makes groups ready that may run something now';
+
+-- Takes up to n jobs out of a line's lanes, in order. Their rows end there as carried elsewhere.
+CREATE FUNCTION pgq._park(queue pgq.queue, line bigint, n int, slots int[], known pg_snapshot) RETURNS int
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_slot int;
+    v_ids bigint[];
+    v_leases bigint[];
+    v_total int := 0;
+BEGIN
+    FOREACH v_slot IN ARRAY slots LOOP
+        SELECT array_agg(t.id), array_agg(t.lease) INTO v_ids, v_leases
+        FROM pgq._take_known(queue, v_slot, line, n - v_total, known, pgq._now() + '1 hour', 'pgq.claim') t;
+        CONTINUE WHEN v_ids IS NULL;
+        PERFORM pgq._settle_many(v_ids, v_leases, '{carried}', NULL, NULL);
+        WITH parked AS (
+            INSERT INTO pgq.parked AS p (id, queue_id, group_key, priority, lane, enqueued_at, attempt, max_attempts, task,
+                payload, headers, history)
+            SELECT a.id, queue.id, coalesce(a.group_key, ''), pgq._priority(a.lane), a.lane, a.enqueued_at, a.attempt,
+                a.max_attempts, a.task, a.payload, a.headers, a.history
+            FROM pgq._attempts(v_ids, v_leases) a
+            RETURNING p.group_key, p.priority, p.id
+        )
+        INSERT INTO pgq.parked_group AS g (queue_id, group_key, priority, turn, ready)
+        SELECT queue.id, f.group_key, f.priority, CASE WHEN queue.fair THEN nextval('pgq.turn') ELSE f.id END, true
+        FROM (SELECT DISTINCT ON (p.group_key) p.* FROM parked p ORDER BY p.group_key, p.priority, p.id) f
+        ON CONFLICT ON CONSTRAINT parked_group_queue_id_group_key_pkey DO UPDATE
+        SET priority = excluded.priority, turn = CASE WHEN queue.fair THEN g.turn ELSE excluded.turn END
+        WHERE excluded.priority < g.priority
+            OR NOT queue.fair AND excluded.priority = g.priority AND excluded.turn < g.turn;
+        -- Those whose group has been waiting for them.
+        UPDATE pgq.parked_group g SET ready = true, ready_at = NULL
+        FROM pgq.permit m
+        WHERE m.job_id = ANY (v_ids) AND m.state = 'waiting'
+            AND g.queue_id = m.queue_id AND g.group_key = m.group_key AND NOT g.ready;
+        v_total := v_total + cardinality(v_ids);
+        EXIT WHEN v_total = n;
+    END LOOP;
+    RETURN v_total;
+END;
+$$;
+COMMENT ON FUNCTION pgq._park(pgq.queue, bigint, int, int[], pg_snapshot) IS 'Parks jobs of a line; returns how many';
+
+CREATE FUNCTION pgq._take_known(
+    queue pgq.queue, slot int, line bigint, n int, known pg_snapshot, expiry timestamptz, who text
+) RETURNS SETOF pgq.claimed_job
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_restored CONSTANT boolean := (pg_sequence_last_value('pgq.restored') >> slot) & 1 = 1;
+    v_sharded CONSTANT boolean := line & 255 = 1;
+BEGIN
+    RETURN QUERY
+    SELECT * FROM pgq._take(
+        slot, CASE WHEN v_sharded THEN line & ~255::bigint ELSE line END, CASE WHEN v_sharded THEN queue.lanes::int ELSE 0 END,
+        floor(random() * queue.lanes)::int, n,
+        CASE WHEN v_restored THEN '9223372036854775807' ELSE pg_snapshot_xmax(known) END,
+        CASE WHEN v_restored THEN '{}' ELSE pgq._running(known) END,
+        expiry, who, queue.name, queue.max_attempts
+    );
+END;
+$$;
+COMMENT ON FUNCTION pgq._take_known(pgq.queue, int, bigint, int, pg_snapshot, timestamptz, text) IS
+    'Claims up to n jobs of one line from a segment, as far as a snapshot knows them';
+
+-- The jobs of a group that may run now, up to n of them, with their permits: those that have kept theirs, then as many
+-- as there is room for. One that somebody is changing at this moment is left alone, and its group looked at again soon.
+CREATE FUNCTION pgq._pick_of(queue pgq.queue, group_key text, priority int, n int) RETURNS pgq.parked[]
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_limit CONSTANT int := CASE WHEN group_key <> '' THEN queue.group_limit END;
+    v_rate CONSTANT int := CASE WHEN group_key <> '' THEN queue.group_rate END;
+    v_room CONSTANT int := pgq._room(queue.id, group_key, v_rate, queue.group_period);
+    v_most CONSTANT int := least(n, v_room, CASE WHEN queue.fair THEN 1 END);
+    v_held int := 0;
+    v_waited int;
+    v_ids bigint[] := '{}';
+    v_picked pgq.parked[];
+    v_first record;
+    v_ready boolean := false;
+    v_ready_at timestamptz;
+BEGIN
+    IF v_limit IS NOT NULL THEN
+        SELECT count(*) INTO v_held FROM pgq.permit m
+        WHERE m.queue_id = queue.id AND m.group_key = _pick_of.group_key AND m.state <> 'ended';
+    END IF;
+    IF v_held > 0 THEN
+        v_ids := ARRAY(
+            SELECT p.id FROM pgq.permit m JOIN pgq.parked p ON p.id = m.job_id
+            WHERE m.queue_id = queue.id AND m.group_key = _pick_of.group_key AND m.state = 'waiting'
+            ORDER BY p.id LIMIT v_most
+        );
+    END IF;
+    v_waited := cardinality(v_ids);
+    v_ids := v_ids || ARRAY(
+        SELECT p.id FROM pgq.parked p
+        WHERE p.queue_id = queue.id AND p.group_key = _pick_of.group_key AND p.priority <= _pick_of.priority
+            AND p.id <> ALL (v_ids)
+        ORDER BY p.queue_id, p.group_key, p.priority, p.id
+        LIMIT greatest(least(v_most - v_waited, v_limit - v_held), 0)
+    );
+    WITH free AS MATERIALIZED (
+        SELECT p.id FROM pgq.parked p WHERE p.id = ANY (v_ids) FOR UPDATE SKIP LOCKED
+    ), gone AS (
+        DELETE FROM pgq.parked p USING free f WHERE p.id = f.id RETURNING p.*
+    )
+    SELECT coalesce(array_agg(ROW(g.*)::pgq.parked ORDER BY g.priority, g.id), '{}') INTO v_picked FROM gone g;
+    IF num_nonnulls(v_limit, queue.running_limit) > 0 THEN
+        INSERT INTO pgq.permit (job_id, queue_id, group_key, state)
+        SELECT p.id, queue.id, p.group_key, 'running' FROM unnest(v_picked) p
+        ON CONFLICT ON CONSTRAINT permit_job_id_pkey DO UPDATE SET group_key = excluded.group_key, state = 'running';
+    END IF;
+    IF v_rate IS NOT NULL THEN
+        PERFORM pgq._started(queue.id, group_key, cardinality(v_picked));
+    END IF;
+
+    SELECT p.priority, p.id INTO v_first FROM pgq.parked p
+    WHERE p.queue_id = queue.id AND p.group_key = _pick_of.group_key
+    ORDER BY p.queue_id, p.group_key, p.priority, p.id LIMIT 1;
+    IF NOT FOUND THEN
+        DELETE FROM pgq.parked_group g WHERE g.queue_id = queue.id AND g.group_key = _pick_of.group_key;
+        RETURN v_picked;
+    ELSIF cardinality(v_picked) < cardinality(v_ids) THEN
+        v_ready_at := pgq._now() + interval '50 milliseconds';
+    ELSIF v_room = cardinality(v_picked) THEN
+        v_ready_at := pgq._room_at(queue.id, group_key, v_rate, queue.group_period);
+    ELSE
+        v_ready := v_waited = v_most OR (v_held + cardinality(v_ids) - v_waited < v_limit) IS NOT FALSE;
+    END IF;
+    UPDATE pgq.parked_group g
+    SET priority = v_first.priority, turn = CASE WHEN queue.fair THEN nextval('pgq.turn') ELSE v_first.id END,
+        ready = v_ready, ready_at = v_ready_at
+    WHERE g.queue_id = queue.id AND g.group_key = _pick_of.group_key;
+    RETURN v_picked;
+END;
+$$;
+COMMENT ON FUNCTION pgq._pick_of(pgq.queue, text, int, int) IS 'Takes up to n parked jobs of a group that may run now, down to a priority';
+
+CREATE FUNCTION pgq._pick(queue pgq.queue, n int, least_urgent int) RETURNS pgq.parked[]
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_group record;
+    v_priority int;
+    v_picked pgq.parked[] := '{}';
+BEGIN
+    WHILE cardinality(v_picked) < n LOOP
+        v_priority := NULL;
+        FOR v_group IN
+            SELECT g.group_key, g.priority FROM pgq.parked_group g
+            WHERE g.queue_id = queue.id AND g.ready AND g.priority <= least_urgent
+            ORDER BY g.queue_id, g.priority, g.turn
+            LIMIT n - cardinality(v_picked)
+        LOOP
+            -- Then look again: the first ones may have more that is as urgent.
+            EXIT WHEN v_group.priority > v_priority OR cardinality(v_picked) = n;
+            v_priority := v_group.priority;
+            v_picked := v_picked || pgq._pick_of(queue, v_group.group_key, v_priority, n - cardinality(v_picked));
+        END LOOP;
+        EXIT WHEN v_priority IS NULL;
+    END LOOP;
+    RETURN v_picked;
+END;
+$$;
+COMMENT ON FUNCTION pgq._pick(pgq.queue, int, int) IS 'Takes up to n parked jobs of a queue that may run now, down to a priority';
+
+-- Puts jobs into segment 0, under a lease. Their lane is nobody else's: its position only shows what was handed out.
+CREATE FUNCTION pgq._hand_out_0(
+    queue pgq.queue, jobs pgq.parked[], expiry timestamptz, who text, lease_slot int
+) RETURNS SETOF pgq.claimed_job
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    RETURN QUERY
+    WITH given AS MATERIALIZED (
+        SELECT j.*, pgq._lane(j.queue_id, j.priority, 98) AS gate FROM unnest(jobs) WITH ORDINALITY j
+    ), job AS (
+        INSERT INTO pgq.job_0 (lane, xid, id, enqueued_at, attempt, max_attempts, task, payload, headers, history, group_key)
+        SELECT g.gate, pg_current_xact_id(), g.id, g.enqueued_at, g.attempt, g.max_attempts, g.task, g.payload, g.headers,
+            g.history, nullif(g.group_key, '')
+        FROM given g
+    ), lease AS (
+        INSERT INTO pgq.lease_0 (id, lane, claimed_at, expires_at, cursor_xid, cursor_id, taken, worker, job_ids, attempts)
+        SELECT pgq._new_lease(lease_slot), b.gate, pgq._now(), expiry,
+            CASE WHEN l.ahead THEN l.cursor_xid ELSE pg_current_xact_id() END,
+            CASE WHEN l.ahead THEN l.cursor_id ELSE b.last END,
+            coalesce(l.taken, 0) + cardinality(b.ids), who, b.ids, CASE WHEN b.latest > 1 THEN b.attempts END
+        FROM (
+            SELECT g.gate, array_agg(g.id ORDER BY g.ordinality) AS ids, array_agg(g.attempt ORDER BY g.ordinality) AS attempts,
+                max(g.attempt) AS latest, max(g.id) AS last
+            FROM given g GROUP BY g.gate
+        ) b
+        LEFT JOIN LATERAL (
+            SELECT l.*, (l.cursor_xid, l.cursor_id) > (pg_current_xact_id(), b.last) AS ahead FROM pgq.lease_0 l
+            WHERE l.lane = b.gate ORDER BY l.lane DESC, l.id DESC LIMIT 1
+        ) l ON true
+        RETURNING lease_0.id, lease_0.lane
+    )
+    SELECT g.id, l.id, queue.name, g.task, g.payload, g.attempt::int, coalesce(g.max_attempts, queue.max_attempts)::int,
+        g.priority::int, g.enqueued_at, expiry, g.headers
+    FROM given g JOIN lease l ON l.lane = g.gate
+    ORDER BY g.ordinality;
+END;
+$$;
+COMMENT ON FUNCTION pgq._hand_out_0(pgq.queue, pgq.parked[], timestamptz, text, int) IS
+    'Claims jobs that were parked, by way of segment 0';
+SELECT pgq._for_each_slot('pgq._hand_out_0(pgq.queue,pgq.parked[],timestamptz,text,int)');
+
+CREATE FUNCTION pgq._admit(queue pgq.queue, jobs pgq.parked[], expiry timestamptz, who text)
+    RETURNS SETOF pgq.claimed_job
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_slot CONSTANT int := pgq._hold();
+BEGIN
+    IF queue.rate IS NOT NULL THEN
+        PERFORM pgq._started(queue.id, '', cardinality(jobs));
+    END IF;
+    RETURN QUERY
+    SELECT * FROM pgq._hand_out(v_slot, queue, jobs, expiry, who, v_slot | CASE WHEN
+        num_nonnulls(queue.running_limit, queue.group_limit) > 0 THEN 16 ELSE 0 END);
+END;
+$$;
+COMMENT ON FUNCTION pgq._admit(pgq.queue, pgq.parked[], timestamptz, text) IS 'Claims jobs that were parked and have their permits';
+
+-- What pgq.claim does if the queue has a gate. Jobs that nothing limits are taken as everywhere, before or after the
+-- groups of their priority, as chance has it. The budget keeps a claim short when many jobs must be parked to find one.
+CREATE FUNCTION pgq._claim_limited(queue_id int, batch int, expiry timestamptz, who text) RETURNS SETOF pgq.claimed_job
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_queue pgq.queue;
+    v_slots int[];
+    v_known pg_snapshot;
+    v_jobs pgq.parked[];
+    v_line bigint;
+    v_slot int;
+    v_left int;
+    v_count int;
+    v_budget int := 2000;
+    v_first CONSTANT boolean := random() < 0.5;
+BEGIN
+    IF NOT (pg_try_advisory_xact_lock(pgq._gate_key(queue_id)) OR pgq._wait_for_lane(queue_id::bigint << 16)) THEN
+        RETURN;
+    END IF;
+    SELECT * INTO v_queue FROM pgq.queue q WHERE q.id = queue_id;
+    v_left := least(batch, pgq._room(queue_id, '', v_queue.rate, v_queue.rate_period), v_queue.running_limit - CASE
+        WHEN v_queue.running_limit IS NOT NULL
+            THEN (SELECT count(*) FROM pgq.permit m WHERE m.queue_id = v_queue.id AND m.state = 'running')
+    END);
+    IF v_left <= 0 OR v_queue.id IS NULL THEN
+        RETURN;
+    END IF;
+    PERFORM pgq._look_again(queue_id);
+    v_slots := pgq._live_slots();
+    v_known := pg_current_snapshot();
+    FOR v_line IN
+        SELECT l.lane
+        FROM (SELECT DISTINCT l.lane FROM pgq.line l WHERE l.queue_id = v_queue.id AND l.lane > 0) l
+        ORDER BY l.lane >> 8, (l.lane & 96 = 96) <> v_first, l.lane
+    LOOP
+        -- Whoever is about to put something at the front of the line must not be passed by.
+        EXIT WHEN NOT (
+            pg_try_advisory_xact_lock(pgq._lane_key(pgq._front(v_line))) OR pgq._wait_for_lane(pgq._front(v_line))
+        );
+        IF v_line & 96 <> 96 AND v_queue.running_limit IS NULL AND v_queue.rate IS NULL AND NOT v_queue.fair THEN
+            FOREACH v_slot IN ARRAY v_slots LOOP
+                RETURN QUERY SELECT * FROM pgq._take_known(v_queue, v_slot, v_line, v_left, v_known, expiry, who);
+                GET DIAGNOSTICS v_count = ROW_COUNT;
+                v_left := v_left - v_count;
+                IF v_left = 0 THEN
+                    RETURN;
+                END IF;
+            END LOOP;
+            CONTINUE;
+        END IF;
+        LOOP
+            -- What is at the front of a line must be known before anything is picked, and everything if groups take turns.
+            IF v_line & 31 = 1 AND NOT v_queue.fair THEN
+                v_jobs := pgq._pick(v_queue, v_left, pgq._priority(v_line));
+                IF v_jobs <> '{}' THEN
+                    RETURN QUERY SELECT * FROM pgq._admit(v_queue, v_jobs, expiry, who);
+                    v_left := v_left - cardinality(v_jobs);
+                END IF;
+            END IF;
+            EXIT WHEN v_left = 0 OR v_budget = 0;
+            v_count := pgq._park(v_queue, v_line, least(v_budget, greatest(v_left, 100)), v_slots, v_known);
+            v_budget := v_budget - v_count;
+            EXIT WHEN v_count = 0;
+        END LOOP;
+        IF v_left = 0 THEN
+            RETURN;
+        END IF;
+    END LOOP;
+    v_jobs := pgq._pick(v_queue, v_left, 127);
+    IF v_jobs <> '{}' THEN
+        RETURN QUERY SELECT * FROM pgq._admit(v_queue, v_jobs, expiry, who);
+    END IF;
+END;
+$$;
+COMMENT ON FUNCTION pgq._claim_limited(int, int, timestamptz, text) IS 'Claims by the limits of a queue';
+
+-- Those who wait for work ask this before they sleep.
+CREATE FUNCTION pgq._limited_until(queue pgq.queue) RETURNS timestamptz
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    RETURN least(
+        (
+            SELECT g.ready_at FROM pgq.parked_group g
+            WHERE g.queue_id = queue.id AND NOT g.ready AND g.ready_at IS NOT NULL
+            ORDER BY g.queue_id, g.ready_at LIMIT 1
+        ),
+        CASE WHEN pgq._room(queue.id, '', queue.rate, queue.rate_period) = 0
+            THEN pgq._room_at(queue.id, '', queue.rate, queue.rate_period) END
+    );
+END;
+$$;
+COMMENT ON FUNCTION pgq._limited_until(pgq.queue) IS 'When a rate that is used up lets the next job of a queue start; null: none is';
+
+-- A permit whose job has ended without giving it back would stop its group; there is no way known to get there.
+CREATE FUNCTION pgq._tidy_limits() RETURNS void
+    LANGUAGE plpgsql SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET jit = off
+AS $$
+DECLARE
+    v_from bigint;
+BEGIN
+    DELETE FROM pgq.start s USING pgq.queue q
+    WHERE q.id = s.queue_id
+        AND s.at < pgq._now() - greatest(q.rate_period, q.group_period, '0') - interval '1 minute';
+    SELECT b.first + floor(random() * (b.last - b.first + 1))::bigint INTO v_from
+    FROM (SELECT min(m.job_id), max(m.job_id) FROM pgq.permit m) b (first, last);
+    PERFORM pgq._hand_back(ARRAY(
+        SELECT m.job_id
+        FROM (SELECT m.job_id FROM pgq.permit m WHERE m.job_id >= v_from AND m.state <> 'ended' ORDER BY m.job_id LIMIT 100) m
+        WHERE NOT pgq._lives(m.job_id, false)
+    ), false);
+END;
+$$;
+COMMENT ON FUNCTION pgq._tidy_limits() IS 'Removes what rates need no longer, and permits that nobody has';
 
 -- 45_work -------------------------------------------------------------------------------------------------------------
 
@@ -1636,16 +2613,17 @@ BEGIN
     ), gone AS (
         DELETE FROM pgq.scheduled s USING due WHERE s.id = due.id RETURNING s.*
     ), ready AS (
-        INSERT INTO pgq.job (lane, xid, id, enqueued_at, slot, attempt, max_attempts, task, payload, headers, history)
+        INSERT INTO pgq.job (lane, xid, id, enqueued_at, slot, attempt, max_attempts, task, payload, headers, history, group_key)
         SELECT g.lane, pg_current_xact_id(), g.id, g.enqueued_at, v_slot, g.attempt, g.max_attempts, g.task, g.payload,
-            g.headers, g.history
+            g.headers, g.history, g.group_key
         FROM gone g JOIN pgq.queue q ON q.id = g.lane >> 16
     )
-    SELECT array_agg(DISTINCT g.lane & ~255::bigint), max(g.run_at), count(*) INTO v_lanes, v_last, v_count FROM gone g;
+    SELECT array_agg(DISTINCT pgq._line(g.lane)), max(g.run_at), count(*) INTO v_lanes, v_last, v_count FROM gone g;
     IF v_count > 0 THEN
-        PERFORM pgq._add_line(l.lane | 1), pgq._wake(q.id, q.name)
+        PERFORM pgq._add_line(l.lane), pgq._wake(q.id, q.name)
         FROM unnest(v_lanes) l (lane) JOIN pgq.queue q ON q.id = l.lane >> 16;
-        PERFORM pgq._set_mark('promote', CASE WHEN v_count < v_batch THEN v_now ELSE v_last END);
+        -- What fails and shall be tried again at once may be committed a moment later.
+        PERFORM pgq._set_mark('promote', CASE WHEN v_count < v_batch THEN v_now - interval '5 seconds' ELSE v_last END);
     END IF;
     RETURN v_fired + v_count;
 END;
@@ -1913,7 +2891,7 @@ BEGIN
 
     PERFORM pgq._archive_stragglers();
     IF pgq._due_again('tidy', '1 minute') THEN
-        PERFORM pgq._archive_drop(), pgq._tidy_keys(), pgq._forget_progress();
+        PERFORM pgq._archive_drop(), pgq._tidy_keys(), pgq._tidy_limits(), pgq._forget_progress();
         DELETE FROM pgq.line l USING pgq.line d
         WHERE d.queue_id = l.queue_id AND d.lane = l.lane AND d.ctid < l.ctid;
     END IF;
@@ -1940,6 +2918,135 @@ $$;
 COMMENT ON FUNCTION pgq.maintain() IS
     'Does what is due: pgq.promote, pgq.reap, pgq.rotate, and the jobs of pgq.schedule. Call it about once a second, from '
     'anywhere; workers do. Returns what was done; "more": true if it is worth calling again at once. Raises PQ003';
+
+CREATE OR REPLACE FUNCTION pgq._running(known pg_snapshot) RETURNS xid8[]
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_own xid8 := pg_current_xact_id_if_assigned();
+    v_running xid8[] := '{}';
+BEGIN
+    IF pg_snapshot_xmin(known) < pg_snapshot_xmax(known) THEN
+        v_running := ARRAY(SELECT pg_snapshot_xip(known));
+    END IF;
+    -- Jobs of the claiming transaction itself would be visible, and taken too early: it may still roll back. If it got its
+    -- id after the snapshot, they lie beyond it.
+    IF v_own < pg_snapshot_xmax(known) THEN
+        v_running := v_running || v_own;
+    END IF;
+    RETURN v_running;
+END;
+$$;
+COMMENT ON FUNCTION pgq._running(pg_snapshot) IS 'Transactions that a snapshot does not know to have ended, the caller''s own included';
+
+-- Takes the last waiting jobs out of a segment: an administrative claim, an outcome, and the jobs go to the open
+-- segment, to the front of their line, where they were. With kind 'cancelled' they go nowhere.
+CREATE OR REPLACE FUNCTION pgq._clear_lane(
+    slot int, lane bigint, n int, kind pgq.outcome_kind
+) RETURNS bigint
+    LANGUAGE plpgsql
+    SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off
+    SET plan_cache_mode = force_generic_plan SET jit = off
+AS $$
+DECLARE
+    v_known pg_snapshot;
+    v_restored boolean := (pg_sequence_last_value('pgq.restored') >> slot) & 1 = 1;
+    v_open int := pgq._hold();
+    v_count bigint;
+BEGIN
+    IF kind = 'carried' THEN
+        -- Who claims in strict order holds this lock; while it is held here he would miss what is on its way.
+        IF NOT pg_try_advisory_xact_lock(pgq._lane_key(pgq._front(lane))) THEN
+            RETURN 0;
+        END IF;
+        PERFORM pgq._add_line(pgq._front(lane));
+    END IF;
+    v_known := pg_current_snapshot();
+    WITH taken AS MATERIALIZED (
+        SELECT t.id, t.lease FROM pgq._take(
+            slot, lane, 0, 0, n,
+            CASE WHEN v_restored THEN '9223372036854775807' ELSE pg_snapshot_xmax(v_known) END,
+            CASE WHEN v_restored THEN '{}' ELSE pgq._running(v_known) END,
+            pgq._now() + '1 hour', 'pgq.maintain', '', 1
+        ) t
+    )
+    SELECT count(*) INTO v_count
+    FROM (SELECT array_agg(t.id) AS ids, array_agg(t.lease) AS leases FROM taken t) t,
+        pgq._carry(t.ids, t.leases, kind, v_open);
+    RETURN v_count;
+END;
+$$;
+
+CREATE OR REPLACE FUNCTION pgq._carry(ids bigint[], leases bigint[], kind pgq.outcome_kind, slot int)
+    RETURNS SETOF bigint
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    PERFORM pgq._settle_many(ids, leases, ARRAY[kind], NULL, NULL);
+    IF kind = 'carried' THEN
+        INSERT INTO pgq.job (lane, xid, id, enqueued_at, slot, attempt, max_attempts, task, payload, headers, history, group_key)
+        SELECT pgq._front(a.lane), pg_current_xact_id(), a.id, a.enqueued_at, _carry.slot, a.attempt, a.max_attempts,
+            a.task, a.payload, a.headers, a.history, a.group_key
+        FROM pgq._attempts(ids, leases) a;
+    ELSE
+        PERFORM pgq._hand_back(ids, false);
+    END IF;
+    RETURN QUERY SELECT u.id FROM unnest(ids) u (id);
+END;
+$$;
+
+CREATE OR REPLACE FUNCTION pgq._move_stragglers(slot int) RETURNS bigint
+    LANGUAGE plpgsql SET lock_timeout = '50ms' SET enable_seqscan = off SET jit = off
+AS $$
+DECLARE
+    v_ids bigint[];
+    v_leases bigint[];
+    v_moved bigint;
+BEGIN
+    SELECT array_agg(u.id), array_agg(u.lease) INTO v_ids, v_leases FROM pgq._unsettled(slot, 10000) u;
+    IF v_ids IS NULL THEN
+        RETURN 0;
+    END IF;
+    WITH held AS MATERIALIZED (
+        SELECT * FROM pgq._attempts(v_ids, v_leases)
+    ), moved AS MATERIALIZED (
+        SELECT s.id, s.lease FROM pgq._settle_many(v_ids, v_leases, '{moved}', NULL, NULL) s
+    )
+    INSERT INTO pgq.straggler (id, lease, lane, enqueued_at, claimed_at, expires_at, attempt, max_attempts, worker, task,
+        payload, headers, history, group_key)
+    SELECT h.id, h.lease, h.lane, h.enqueued_at, h.claimed_at, pgq._expiry(slot, h.lease), h.attempt, h.max_attempts,
+        h.worker, h.task, h.payload, h.headers, h.history, h.group_key
+    FROM held h JOIN moved m ON m.id = h.id AND m.lease = h.lease;
+    GET DIAGNOSTICS v_moved = ROW_COUNT;
+    RETURN v_moved;
+EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+    RETURN 0;
+END;
+$$;
+
+-- Takes what little waits in these closed segments forward, so that they can go. Nothing may overtake: the front lane
+-- of a priority goes first, whole, and together with the same lane of all younger segments; other lanes when no front
+-- lane has anything, those of the oldest segment first. Each lane is a lock, so not all at once.
+CREATE OR REPLACE FUNCTION pgq._carry_forward(slots int[]) RETURNS bigint
+    LANGUAGE sql VOLATILE
+AS $$
+    WITH waiting AS MATERIALIZED (
+        SELECT l.slot, l.lane, pgq._front(l.lane) AS front, array_position(pgq._by_age(), l.slot::int) AS age
+        FROM pgq.segment_lane l JOIN pgq.segment s ON s.slot = l.slot AND s.state = 'closed'
+    ), line AS (
+        SELECT w.front, min(w.age) AS oldest, min(w.age) FILTER (WHERE w.lane = w.front) AS oldest_front
+        FROM waiting w GROUP BY w.front
+    )
+    SELECT coalesce(sum(pgq._clear_lane(c.slot, c.lane, CASE WHEN c.lane = c.front THEN 1000000 ELSE 1000 END,
+        CASE WHEN q.id IS NULL THEN 'cancelled' ELSE 'carried' END::pgq.outcome_kind)), 0)
+    FROM (
+        SELECT w.* FROM waiting w JOIN line l ON l.front = w.front
+        WHERE (pgq._by_age())[coalesce(l.oldest_front, l.oldest)] = ANY (slots)
+            AND CASE WHEN l.oldest_front IS NULL THEN w.age = l.oldest ELSE w.lane = w.front END
+        ORDER BY w.front, w.age
+        LIMIT 300
+    ) c LEFT JOIN pgq.queue q ON q.id = c.lane >> 16
+$$;
 
 -- 60_schedule ---------------------------------------------------------------------------------------------------------
 
@@ -2521,8 +3628,11 @@ CREATE FUNCTION pgq._lanes_of(queue pgq.queue) RETURNS SETOF bigint
     LANGUAGE sql VOLATILE
 AS $$
     SELECT DISTINCT (l.lane & ~255::bigint) | s
-    FROM pgq.line l CROSS JOIN generate_series(0, queue.lanes) s
-    WHERE l.queue_id = queue.id
+    FROM pgq.line l
+    CROSS JOIN LATERAL (
+        SELECT generate_series(0, queue.lanes) UNION ALL SELECT generate_series(96, 97) WHERE l.lane & 96 = 96
+    ) n (s)
+    WHERE l.queue_id = queue.id AND l.lane > 0
     ORDER BY 1
 $$;
 COMMENT ON FUNCTION pgq._lanes_of(pgq.queue) IS 'The lanes that a queue has, in the order in which they are locked';
@@ -2553,6 +3663,7 @@ DECLARE
     v_lane bigint;
     v_total bigint := 0;
 BEGIN
+    PERFORM pg_advisory_xact_lock(pgq._gate_key(queue.id));
     FOR v_lane IN SELECT pgq._lanes_of(queue) LOOP
         PERFORM pg_advisory_xact_lock(pgq._lane_key(v_lane));
         FOR v_slot IN 0..15 LOOP
@@ -2569,6 +3680,7 @@ CREATE FUNCTION pgq._clear_scheduled(queue_id int, retries boolean) RETURNS bigi
     LANGUAGE plpgsql
 AS $$
 DECLARE
+    v_ids bigint[];
     v_count bigint;
 BEGIN
     WITH gone AS (
@@ -2578,7 +3690,8 @@ BEGIN
     ), freed AS (
         DELETE FROM pgq.unique_key k USING gone g WHERE k.job_id = g.id AND k.held_until IS NULL
     )
-    SELECT count(*) INTO v_count FROM gone;
+    SELECT array_agg(g.id), count(*) INTO v_ids, v_count FROM gone g;
+    PERFORM pgq._hand_back(v_ids, false);
     RETURN v_count;
 END;
 $$;
@@ -2589,7 +3702,7 @@ CREATE OR REPLACE FUNCTION pgq._clear_queue(queue pgq.queue) RETURNS bigint
     LANGUAGE plpgsql SET lock_timeout = '5s'
 AS $$
 BEGIN
-    RETURN pgq._clear_ready(queue) + pgq._clear_scheduled(queue.id, NULL);
+    RETURN pgq._clear_ready(queue) + pgq._clear_parked(queue.id) + pgq._clear_scheduled(queue.id, NULL);
 END;
 $$;
 
@@ -2602,11 +3715,13 @@ DECLARE
     v_count bigint;
 BEGIN
     PERFORM pgq._read_committed();
-    PERFORM pgq._require('state', state IN ('ready', 'scheduled', 'retrying', 'dead', 'archived'),
-        'ready, scheduled, retrying, dead or archived');
+    PERFORM pgq._require('state', state IN ('ready', 'parked', 'scheduled', 'retrying', 'dead', 'archived'),
+        'ready, parked, scheduled, retrying, dead or archived');
     CASE state
         WHEN 'ready' THEN
             RETURN pgq._clear_ready(v_queue);
+        WHEN 'parked' THEN
+            RETURN pgq._clear_parked(v_queue.id);
         WHEN 'dead' THEN
             RETURN pgq.discard_where(queue);
         WHEN 'archived' THEN
@@ -2619,7 +3734,7 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION pgq.purge_state(text, text) IS
-    'Of a queue throws away what is in one state and returns how many: ready, scheduled or retrying jobs are cancelled, as '
+    'Of a queue throws away what is in one state and returns how many: ready, parked, scheduled or retrying jobs are cancelled, as '
     'by pgq.purge; dead: its dead letters, as by pgq.discard_where; archived: the ended attempts that are in the archive by '
     'now. Raises PQ002, PQ003, 22023, 55P03 if another transaction does not end within five seconds';
 
@@ -2657,8 +3772,9 @@ BEGIN
         END IF;
         PERFORM pg_sleep(0.01);
     END LOOP;
+    PERFORM pg_advisory_xact_lock(pgq._gate_key(v_queue.id));
     PERFORM pg_advisory_xact_lock(pgq._lane_key(l)) FROM pgq._lanes_of(v_queue) l;
-    SELECT coalesce(sum(s.ready + s.scheduled + s.retrying + s.dead), 0)
+    SELECT coalesce(sum(s.ready + s.parked + s.scheduled + s.retrying + s.dead), 0)
         + (SELECT count(*) FROM generate_series(0, 15) n, pgq._running(n, v_queue.id))
         + (SELECT count(*) FROM pgq.straggler t WHERE t.lane >> 16 = v_queue.id AND t.kind IS NULL)
     INTO v_count
@@ -2680,6 +3796,9 @@ BEGIN
     PERFORM pgq.discard_where(queue);
     DELETE FROM pgq.line l WHERE l.queue_id = v_queue.id;
     DELETE FROM pgq.unique_key k WHERE k.queue_id = v_queue.id;
+    DELETE FROM pgq.parked_group g WHERE g.queue_id = v_queue.id;
+    DELETE FROM pgq.permit m WHERE m.queue_id = v_queue.id;
+    DELETE FROM pgq.start s WHERE s.queue_id = v_queue.id;
     DELETE FROM pgq.schedule s WHERE s.queue = v_queue.name;
     DELETE FROM pgq.queue q WHERE q.id = v_queue.id;
 END;
@@ -2716,6 +3835,8 @@ BEGIN
                 ORDER BY s.queue, coalesce(s.retry_at, s.next_at) LIMIT 1
             ) t
             WHERE t.queue = u.name
+        ), (
+            SELECT min(pgq._limited_until(q)) FROM pgq.queue q WHERE q.id = ANY (v_ids)
         ))
         FROM unnest(v_ids) q (id)
         CROSS JOIN LATERAL (
@@ -2729,8 +3850,21 @@ $$;
 COMMENT ON FUNCTION pgq.watch(text[]) IS
     'Registers this session as waiting for jobs of these queues, until pgq.unwatch or its end: enqueue then notifies channel '
     '"pgq", payload the queue''s name. LISTEN pgq first, watch, claim once more, then sleep. Returns when the next scheduled '
-    'or recurring job of these queues is due. If nobody watches anew for a minute, producers stop looking: unwatch and watch '
+    'or recurring job of these queues is due, or a rate lets the next one start. If nobody watches anew for a minute, producers stop looking: unwatch and watch '
     'again before. Needs a session of its own: not for transaction pooling. Raises PQ002';
+
+CREATE FUNCTION pgq._clear_parked(queue_id int) RETURNS bigint
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock(pgq._gate_key(queue_id));
+    RETURN pgq._cancel_waiting(ARRAY(SELECT p.id FROM pgq.parked p WHERE p.queue_id = _clear_parked.queue_id));
+END;
+$$;
+COMMENT ON FUNCTION pgq._clear_parked(int) IS 'Cancels the parked jobs of a queue';
+COMMENT ON FUNCTION pgq.purge(text) IS
+    'Cancels every waiting, parked, scheduled and retrying job of a queue and returns how many; running ones and dead letters stay. '
+    'Raises PQ002, PQ003, 55P03 if a claiming transaction does not end within five seconds';
 
 -- 75_dead -------------------------------------------------------------------------------------------------------------
 
@@ -2843,17 +3977,17 @@ DECLARE
     v_count bigint;
 BEGIN
     WITH gone AS MATERIALIZED (
-        SELECT d.*, pgq._lane(v_queue.id, pgq._priority(d.lane), (d.id % v_queue.shards)::int + 1) AS home
+        SELECT d.*, pgq._home(pgq._front(d.lane), d.id, v_queue.shards) AS home
         FROM pgq._take_dead(v_queue.id, ids, task, error, since, before, n) d
     ), ready AS (
-        INSERT INTO pgq.job (lane, xid, id, enqueued_at, slot, attempt, max_attempts, task, payload, headers, history)
+        INSERT INTO pgq.job (lane, xid, id, enqueued_at, slot, attempt, max_attempts, task, payload, headers, history, group_key)
         SELECT g.home, pg_current_xact_id(), g.id, g.enqueued_at, v_slot, 1, g.max_attempts, g.task, g.payload,
-            g.headers, g.history
+            g.headers, g.history, g.group_key
         FROM gone g WHERE per_second IS NULL
     ), later AS (
-        INSERT INTO pgq.scheduled (run_at, id, lane, enqueued_at, attempt, max_attempts, task, payload, headers, history)
+        INSERT INTO pgq.scheduled (run_at, id, lane, enqueued_at, attempt, max_attempts, task, payload, headers, history, group_key)
         SELECT v_now + (row_number() OVER (ORDER BY g.id) - 1) / per_second * interval '1 second', g.id, g.home,
-            g.enqueued_at, 1, g.max_attempts, g.task, g.payload, g.headers, g.history
+            g.enqueued_at, 1, g.max_attempts, g.task, g.payload, g.headers, g.history, g.group_key
         FROM gone g WHERE per_second IS NOT NULL
     )
     SELECT count(*) INTO v_count FROM gone;
@@ -3074,7 +4208,7 @@ DECLARE
         FROM (
             SELECT 'job_' || s FROM pgq._filled() s
             UNION ALL
-            SELECT unnest('{scheduled,dead,straggler}'::text[])
+            SELECT unnest('{scheduled,parked,dead,straggler}'::text[])
         ) n (name)
     );
 BEGIN
@@ -3333,6 +4467,145 @@ BEGIN
 END;
 $$;
 
+CREATE OR REPLACE FUNCTION pgq.job_status(id bigint) RETURNS SETOF pgq.job_state
+    LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET jit = off
+AS $$
+DECLARE
+    v_best pgq.job_state;
+    v_next pgq.job_state;
+BEGIN
+    PERFORM pgq._require('id', id IS NOT NULL OR NULL, 'the id of a job');
+    RETURN QUERY
+    SELECT s.id, q.name, s.task, CASE WHEN s.attempt = 1 THEN 'scheduled' ELSE 'retrying' END, s.attempt::int,
+        s.enqueued_at, s.run_at, NULL::timestamptz, NULL::timestamptz, NULL::jsonb, s.history -> -1 ->> 'error'
+    FROM pgq.scheduled s JOIN pgq.queue q ON q.id = s.lane >> 16
+    WHERE s.id = job_status.id
+    UNION ALL
+    SELECT p.id, q.name, p.task, 'parked', p.attempt::int, p.enqueued_at, NULL, NULL, NULL, NULL, p.history -> -1 ->> 'error'
+    FROM pgq.parked p JOIN pgq.queue q ON q.id = p.queue_id
+    WHERE p.id = job_status.id;
+    IF FOUND THEN
+        RETURN;
+    END IF;
+    RETURN QUERY
+    SELECT d.id, q.name, d.task, 'dead', d.attempt::int, d.enqueued_at, NULL::timestamptz, NULL::timestamptz, d.died_at,
+        NULL::jsonb, d.error
+    FROM pgq.dead d JOIN pgq.queue q ON q.id = d.lane >> 16
+    WHERE d.id = job_status.id;
+    IF FOUND THEN
+        RETURN;
+    END IF;
+    FOR v_slot IN 0..15 LOOP
+        CONTINUE WHEN pg_relation_size(format('pgq.job_%s', v_slot)::regclass) = 0;
+        SELECT * INTO v_next FROM pgq._find(v_slot, id) f
+        ORDER BY f.state = 'gone', f.state IN ('done', 'cancelled') LIMIT 1;
+        IF v_next.state IN ('ready', 'running') OR v_next.state IN ('done', 'cancelled') AND v_best.id IS NULL THEN
+            v_best := v_next;
+        END IF;
+    END LOOP;
+    IF v_best.state IN ('ready', 'running') THEN
+        RETURN NEXT v_best;
+        RETURN;
+    END IF;
+    RETURN QUERY
+    SELECT s.id, q.name, s.task, CASE WHEN s.kind IS NULL THEN 'running' ELSE s.kind::text END, s.attempt::int,
+        s.enqueued_at, NULL::timestamptz, s.claimed_at, s.finished_at, s.result,
+        coalesce(s.error, s.history -> -1 ->> 'error')
+    FROM pgq.straggler s JOIN pgq.queue q ON q.id = s.lane >> 16
+    WHERE s.id = job_status.id AND (s.kind IS NULL OR s.kind IN ('done', 'cancelled'))
+    ORDER BY s.finished_at DESC NULLS FIRST
+    LIMIT 1;
+    IF FOUND THEN
+        RETURN;
+    ELSIF v_best.id IS NOT NULL THEN
+        RETURN NEXT v_best;
+        RETURN;
+    END IF;
+    RETURN QUERY
+    SELECT a.id, a.queue, a.task, a.kind::text, a.attempt::int, a.enqueued_at, NULL::timestamptz, a.started_at,
+        a.finished_at, a.result, a.error
+    FROM pgq.archive a
+    WHERE a.id = job_status.id AND a.kind IN ('done', 'cancelled')
+    ORDER BY a.finished_at DESC
+    LIMIT 1;
+END;
+$$;
+
+-- Ready: what lies behind the position of the lane, and the transactions that were late.
+DROP FUNCTION pgq._count(int, boolean);
+CREATE OR REPLACE FUNCTION pgq._count_0(live boolean) RETURNS SETOF pgq.lane_stat
+    LANGUAGE plpgsql STABLE
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT q.id, sum(r.jobs)::bigint, 0::bigint, min(r.oldest)
+    FROM pgq.queue q
+    JOIN (SELECT DISTINCT l.queue_id, l.lane FROM pgq.line l WHERE l.lane > 0) l ON l.queue_id = q.id
+    CROSS JOIN LATERAL generate_series(l.lane, l.lane + CASE WHEN l.lane & 255 = 1 THEN q.lanes - 1 ELSE 0 END) n (lane)
+    LEFT JOIN LATERAL (
+        SELECT c.cursor_xid, c.cursor_id, c.open_xids, c.late_xid, c.late_id
+        FROM pgq.lease_0 c WHERE c.lane = n.lane ORDER BY c.lane DESC, c.id DESC LIMIT 1
+    ) c ON true
+    CROSS JOIN LATERAL (
+        SELECT count(*) AS jobs, min(j.enqueued_at) AS oldest FROM (
+            SELECT j.enqueued_at FROM pgq.job_0 j
+            WHERE j.lane = n.lane AND (j.xid, j.id) > (coalesce(c.cursor_xid, '0'), coalesce(c.cursor_id, 0))
+            UNION ALL
+            SELECT j.enqueued_at FROM unnest(c.open_xids) o (xid) JOIN pgq.job_0 j ON j.lane = n.lane AND j.xid = o.xid
+            WHERE NOT (j.xid = c.late_xid AND j.id <= c.late_id) IS TRUE
+        ) j
+    ) r
+    WHERE live AND r.jobs > 0
+    GROUP BY q.id
+    UNION ALL
+    SELECT (l.lane >> 16)::int, 0::bigint, sum(l.jobs - e.jobs)::bigint, NULL::timestamptz
+    FROM (SELECT DISTINCT x.id FROM pgq.lease_0 x WHERE x.expires_at > pgq._marked('reap')) x
+    CROSS JOIN LATERAL (
+        SELECT l.id, l.lane, cardinality(l.job_ids) AS jobs FROM pgq.lease_0 l
+        WHERE l.id = x.id AND l.job_ids IS NOT NULL OFFSET 0
+    ) l
+    CROSS JOIN LATERAL (
+        SELECT CASE WHEN bool_or(o.job_id = 0 AND o.kind = 'done') THEN l.jobs
+            ELSE count(*) FILTER (WHERE o.job_id > 0) END AS jobs
+        FROM pgq.outcome_0 o WHERE o.lease_id = l.id OFFSET 0
+    ) e
+    GROUP BY l.lane >> 16;
+END;
+$$;
+SELECT pgq._for_each_slot('pgq._count_0(boolean)');
+
+-- Stable, as job_status is, and all that they call: what they say is true of one moment.
+CREATE OR REPLACE FUNCTION pgq.stats() RETURNS SETOF pgq.queue_stat
+    LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT q.name, q.paused, coalesce(c.ready, 0), coalesce(c.running, 0), coalesce(s.scheduled, 0),
+        coalesce(s.retrying, 0), coalesce(d.dead, 0), pgq._now() - c.oldest, coalesce(p.parked, 0)
+    FROM pgq.queue q
+    LEFT JOIN (
+        SELECT c.queue_id, sum(c.ready)::bigint AS ready, sum(c.running)::bigint AS running, min(c.oldest) AS oldest
+        FROM pgq._counts() c GROUP BY c.queue_id
+    ) c ON c.queue_id = q.id
+    LEFT JOIN (
+        SELECT s.lane >> 16 AS queue_id, count(*) FILTER (WHERE s.attempt = 1) AS scheduled,
+            count(*) FILTER (WHERE s.attempt > 1) AS retrying
+        FROM pgq.scheduled s GROUP BY s.lane >> 16
+    ) s ON s.queue_id = q.id
+    LEFT JOIN (
+        SELECT d.lane >> 16 AS queue_id, count(*) AS dead FROM pgq.dead d GROUP BY d.lane >> 16
+    ) d ON d.queue_id = q.id
+    LEFT JOIN (
+        SELECT p.queue_id, count(*) AS parked FROM pgq.parked p GROUP BY p.queue_id
+    ) p ON p.queue_id = q.id
+    ORDER BY q.name;
+END;
+$$;
+
+CREATE OR REPLACE VIEW pgq.queue_stats AS SELECT * FROM pgq.stats();
+COMMENT ON COLUMN pgq.queue_stats.parked IS 'Jobs that wait for a limit of their group or queue';
+
 -- 85_wait -------------------------------------------------------------------------------------------------------------
 
 CREATE PROCEDURE pgq.wait(
@@ -3418,7 +4691,7 @@ BEGIN
     PERFORM pgq.grant_producer(role);
     PERFORM pgq.grant_consumer(role);
     PERFORM pgq._grant(role, '{
-        pgq.create_queue, pgq.alter_queue, pgq.set_unique, pgq.drop_queue, pgq.pause, pgq.resume, pgq.purge,
+        pgq.create_queue, pgq.alter_queue, pgq.set_unique, pgq.set_limits, pgq.drop_queue, pgq.pause, pgq.resume, pgq.purge,
         pgq.purge_state, pgq.cancel, pgq.cancel_many, pgq.reschedule, pgq.set_priority, pgq.schedule, pgq.unschedule,
         pgq.next_runs, pgq.dead_letters, pgq.redrive, pgq.redrive_where, pgq.discard, pgq.discard_where,
         pgq.job_status, pgq.wait, pgq.attempts, pgq.job_progress, pgq.stats, pgq.doctor,
@@ -3433,14 +4706,27 @@ COMMENT ON FUNCTION pgq.grant_admin(regrole) IS
 -- Nothing of it is open to everybody ----------------------------------------------------------------------------------
 
 REVOKE ALL ON TABLE
-    pgq.schedule, pgq.unique_key, pgq.cancel_request, pgq.progress
+    pgq.schedule, pgq.unique_key, pgq.parked, pgq.parked_group, pgq.permit, pgq.start, pgq.cancel_request, pgq.progress
 FROM PUBLIC;
+REVOKE ALL ON SEQUENCE pgq.turn FROM PUBLIC;
 REVOKE ALL ON TYPE
-    pgq.schedule, pgq.unique_key, pgq.cancel_request, pgq.progress, pgq.enqueued, pgq.cron, pgq.holder,
+    pgq.schedule, pgq.unique_key, pgq.parked, pgq.parked_group, pgq.permit, pgq.start, pgq.cancel_request, pgq.progress,
+    pgq.enqueued, pgq.cron, pgq.holder,
     pgq.dead_letter, pgq.job_attempt
 FROM PUBLIC;
 REVOKE ALL ON FUNCTION
     pgq._home(bigint, bigint, int), pgq._lanes_of(pgq.queue), pgq._empty_lane(int, bigint),
+    pgq._check_rate(text, int, interval),
+    pgq.set_limits(text, int, int, int, interval, int, interval, boolean, boolean), pgq._started(int, text, bigint),
+    pgq._room(int, text, int, interval), pgq._room_at(int, text, int, interval),
+    pgq._end_permits(bigint[], boolean), pgq._hand_back(bigint[], boolean), pgq._has_permits(bigint[]),
+    pgq._look_again(int), pgq._park(pgq.queue, bigint, int, int[], pg_snapshot),
+    pgq._take_known(pgq.queue, int, bigint, int, pg_snapshot, timestamptz, text),
+    pgq._pick_of(pgq.queue, text, int, int), pgq._pick(pgq.queue, int, int),
+    pgq._admit(pgq.queue, pgq.parked[], timestamptz, text), pgq._claim_limited(int, int, timestamptz, text),
+    pgq._limited_until(pgq.queue), pgq._tidy_limits(), pgq._front(bigint), pgq._line(bigint), pgq._gate_key(int),
+    pgq._new_lane(pgq.queue, int, bigint, text), pgq._clear_parked(int), pgq._attempts(int, bigint[], bigint[]),
+    pgq._count(int, boolean),
     pgq._check_payloads(jsonb[]), pgq._add_jobs(bigint[], text, jsonb[], text, int, timestamptz, int, text[], jsonb),
     pgq._check_unique(text, interval, text), pgq.set_unique(text, text, interval, text), pgq._lives(bigint, boolean),
     pgq._holds(pgq.unique_key), pgq._take_key(pgq.unique_key), pgq._drop_keys(bigint[]), pgq._tidy_keys(),
@@ -3453,7 +4739,8 @@ REVOKE ALL ON FUNCTION
     pgq._change(oid, text, jsonb, jsonb), pgq._keep(jsonb, text[]), pgq._refuse_trigger(text), pgq.enqueue_row(),
     pgq.enqueue_rows(), pgq._given_back(bigint[], bigint[], pgq.outcome_kind),
     pgq.snooze_many(bigint[], bigint[], interval), pgq._filled(), pgq._lock_lane(int, bigint),
-    pgq._withdraw_job(bigint, pgq.outcome_kind), pgq._cancel_scheduled(bigint[]), pgq._cancel(bigint),
+    pgq._withdraw_job(bigint, pgq.outcome_kind), pgq._withdraw_waiting(bigint),
+    pgq._cancel_waiting(bigint[]), pgq._cancel(bigint),
     pgq.cancel_many(text, text, boolean), pgq.cancel_requested(bigint[]), pgq._pursue(),
     pgq.reschedule(bigint, timestamptz), pgq.set_priority(bigint, int), pgq._handler(text), pgq._nap(interval),
     pgq._bad_cron(text, text, text, text), pgq._cron_field(text, text, int, int, int),
@@ -3485,7 +4772,7 @@ BEGIN
     FOR v_function IN
         SELECT p.oid FROM pg_proc p
         WHERE p.pronamespace = 'pgq'::regnamespace
-            AND p.proname ~ '^_(revise|lanes|ready|withdraw|asked|lease_of|running_since)(_\d+)?$'
+            AND p.proname ~ '^_(revise|lanes|ready|withdraw|asked|lease_of|running_since|hand_out)(_\d+)?$'
     LOOP
         EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', v_function);
     END LOOP;

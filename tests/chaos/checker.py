@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from tests.chaos.checks import attempts, final, jobs, leases, order, settle, unique
+from tests.chaos.checks import attempts, final, groups, jobs, leases, order, settle, unique
 from tests.chaos.dump import Dump
 from tests.chaos.history import Operation
 from tests.chaos.index import Index
@@ -15,13 +15,13 @@ from tests.chaos.violations import Violation
 
 Check = Callable[[Index], Iterable[Violation]]
 
-# The order of groups gets its place here.
 CHECKS: Sequence[Check] = (
     jobs.check,
     leases.check,
     settle.check,
     attempts.check,
     order.check,
+    groups.check,
     unique.check,
     final.check,
 )

@@ -96,6 +96,7 @@ FROM pgq.dead d JOIN pgq.queue q ON q.id = d.lane >> 16
 _LEFT = """
 SELECT j.id, 'segment ' || j.slot || ', attempt ' || j.attempt, j.payload FROM pgq.job j
 UNION ALL SELECT s.id, 'scheduled', s.payload FROM pgq.scheduled s
+UNION ALL SELECT p.id, 'parked', p.payload FROM pgq.parked p
 UNION ALL SELECT s.id, 'straggler', s.payload FROM pgq.straggler s
 """
 
@@ -104,6 +105,6 @@ _STATES = "SELECT i.id, s.state FROM unnest(%s::bigint[]) i (id) LEFT JOIN LATER
 _COUNTS = """
 SELECT s.queue, c.name, c.count
 FROM pgq.stats() s,
-    LATERAL (VALUES ('ready', s.ready), ('running', s.running), ('scheduled', s.scheduled), ('retrying', s.retrying))
-        c (name, count)
+    LATERAL (VALUES ('ready', s.ready), ('running', s.running), ('scheduled', s.scheduled), ('retrying', s.retrying),
+        ('parked', s.parked)) c (name, count)
 """

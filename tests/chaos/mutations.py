@@ -307,6 +307,39 @@ MUTATIONS = (
         Kind.UNIQUE,
     ),
     Mutation(
+        "nobody counts who runs in a group",
+        stories.jobs_of_a_group_wait_for_each_other,
+        (
+            Patch("_pick_of", "v_limit - v_held), 0)", "v_limit), 0)"),
+            Patch("_pick_of", "(v_held + cardinality(v_ids) - v_waited < v_limit) IS NOT FALSE", "true"),
+        ),
+        Kind.GROUP,
+    ),
+    Mutation(
+        "the last one of a group goes first",
+        stories.jobs_of_a_group_wait_for_each_other,
+        (
+            Patch(
+                "_pick_of",
+                "ORDER BY p.queue_id, p.group_key, p.priority, p.id\n        LIMIT greatest",
+                "ORDER BY p.id DESC\n        LIMIT greatest",
+            ),
+        ),
+        Kind.ORDER,
+    ),
+    Mutation(
+        "who has ended keeps his place in the group",
+        stories.jobs_of_a_group_wait_for_each_other,
+        (Patch("_end_permits", "m.job_id = ANY (ids)", "false"),),
+        Kind.STUCK,
+    ),
+    Mutation(
+        "who failed loses his place in the group",
+        stories.a_group_waits_for_its_job_that_failed,
+        (Patch("_end_permits", "WHEN again AND", "WHEN false AND"),),
+        Kind.GROUP,
+    ),
+    Mutation(
         "results are dropped",
         stories.jobs_are_done,
         (Patch(f"_settle_{_SLOT}", "'done', result", "'done', NULL"),),

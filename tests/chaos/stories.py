@@ -380,6 +380,28 @@ def a_key_is_taken_by_two_at_once(world: World) -> None:
     two.enqueue_unique("q", {"k": "c"}, "key")
 
 
+def jobs_of_a_group_wait_for_each_other(world: World) -> None:
+    producer, worker = world.session("producer"), world.session("worker")
+    for token in "abc":
+        producer.enqueue("q", {"k": token}, group_key="group")
+    for _ in range(3):
+        jobs = worker.claim("q", 10)
+        worker.look()
+        worker.claim("q", 10)
+        for job in jobs:
+            worker.ack(job.id, job.lease)
+
+
+def a_group_waits_for_its_job_that_failed(world: World) -> None:
+    producer, worker = world.session("producer"), world.session("worker")
+    for token in "ab":
+        producer.enqueue("q", {"k": token}, group_key="group")
+    (job,) = worker.claim("q")
+    worker.reject(job.id, job.lease)
+    worker.look()
+    worker.claim("q")
+
+
 STORIES: tuple[Story, ...] = (
     an_ack_under_the_lease_of_another_job,
     a_batch_under_the_lease_of_another_job,
@@ -411,4 +433,6 @@ STORIES: tuple[Story, ...] = (
     jobs_have_priorities,
     a_key_is_enqueued_again_and_again,
     a_key_is_taken_by_two_at_once,
+    jobs_of_a_group_wait_for_each_other,
+    a_group_waits_for_its_job_that_failed,
 )

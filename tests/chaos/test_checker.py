@@ -867,6 +867,47 @@ def a_repeat_is_told_of_a_job_with_another_key(wrong: bool) -> Script:
     return script
 
 
+# Groups ---------------------------------------------------------------------------------------------------------------
+
+
+@twins(Kind.GROUP)
+def two_jobs_of_a_group_run_at_once(wrong: bool) -> Script:
+    script = Script()
+    script.enqueue(1, group_key="g")
+    script.enqueue(2, group_key="g" if wrong else "h")
+    first = script.claim(1)
+    script.call("worker", "look", {})  # so that the commit of its claim is known
+    second = script.claim(2)
+    for id, lease in ((1, first), (2, second)):
+        script.ack(id, lease)
+        script.archived(id, lease)
+    return script
+
+
+@twins(Kind.GROUP)
+def a_group_goes_on_while_its_job_waits_for_another_attempt(wrong: bool) -> Script:
+    script = Script()
+    script.enqueue(1, group_key="g")
+    script.enqueue(2, group_key="g" if wrong else "h")
+    first = script.claim(1)
+    script.reject(1, first)
+    script.archived(1, first, kind="retry")
+    script.done(2)
+    script.wait(11)
+    script.done(1, attempt=2)
+    return script
+
+
+@twins(Kind.ORDER)
+def a_job_is_overtaken_within_its_group(wrong: bool) -> Script:
+    script = Script(shards=4)
+    script.enqueue(1, group_key="g")
+    script.enqueue(2, group_key="g" if wrong else "h")
+    script.done(2)
+    script.done(1)
+    return script
+
+
 @twins(Kind.GHOST)
 def a_job_that_was_not_added_is_there(wrong: bool) -> Script:
     script = Script()

@@ -16,7 +16,6 @@ from pgqueue import (
     AsyncClient,
     ClaimedJob,
     Client,
-    FeatureNotSupported,
     InvalidArgument,
     JobState,
     LeaseLost,
@@ -194,15 +193,18 @@ def test_roles_get_rights(face: Face, db: psycopg.Connection[Any]) -> None:
         db.execute(f"DROP OWNED BY {name}; DROP ROLE {name}")
 
 
-def test_what_is_reserved_says_so(face: Face) -> None:
-    for method, arguments in (
-        (face.enqueue, {"group_key": "g"}),
-        (face.enqueue_unique, {"group_key": "g", "unique_key": "k"}),
-    ):
-        with pytest.raises(FeatureNotSupported):
-            method("q", **arguments)
-    with pytest.raises(FeatureNotSupported):
-        face.enqueue_many("q", [{}], group_keys=["g"])
+def test_jobs_of_a_group_run_one_at_a_time_or_as_the_limits_say(face: Face) -> None:
+    first = face.enqueue("q", group_key="g")
+    second, free = face.enqueue_many("q", [1, 2], group_keys=["g", None])
+    third = face.enqueue_unique("q", group_key="g", unique_key="k").id
+    assert sorted(job.id for job in face.claim("q", 10)) == [first, free]
+    assert face.job_status(second).state == face.job_status(third).state == "parked"
+    assert face.stats()[0].parked == 2
+    face.set_limits("q", group_limit=None)
+    assert [job.id for job in face.claim("q", 10)] == [second, third]
+    face.set_limits("q", running_limit=4, rate=1, rate_period=60, group_rate=2, group_period="1 hour", fair=True)
+    with pytest.raises(InvalidArgument):
+        face.set_limits("q", rate=1)
 
 
 def test_a_schedule_is_made_changed_and_ended(face: Face, db: psycopg.Connection[Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from tests.conftest import Clock
-from tests.sql.support import Connection, call, claim, ids, leases, refused, rows
+from tests.sql.support import Connection, call, claim, ids, leases, rows
 
 # No operator and no function: this is looked up in the session's own search_path.
 ARCHIVED = "SELECT id, lease, kind, attempt, priority, worker, payload, headers, result, error FROM pgq.archive"
@@ -54,8 +54,6 @@ def live(db: Connection, clock: Clock) -> list[object]:
     archived = sorted(row for row in db.execute(ARCHIVED).fetchall() if row[0] >= made[0])
     seen.append([(id - made[0], *what) for id, lease, *what in archived])
     seen.append(call(db, "version"))
-    with refused("0A000"):
-        call(db, "enqueue", "q", group_key="g")
     seen += _extras(db, clock)
     call(db, "drop_queue", "q", force=True)
     return seen
@@ -64,6 +62,14 @@ def live(db: Connection, clock: Clock) -> list[object]:
 def _extras(db: Connection, clock: Clock) -> list[object]:
     """What a plain job does not need."""
     seen: list[object] = []
+    call(db, "set_limits", "q", group_limit=2, running_limit=3, rate=100, rate_period="1 s", fair=True)
+    made = rows(db, "enqueue_many", "q", ["1", "2", "3"], group_keys=["g", "g", "g"])
+    jobs = claim(db, 10)
+    seen.append([job.id - made[0] for job in jobs])
+    call(db, "reject", jobs[0].id, jobs[0].lease, "broken")
+    seen.append(len(rows(db, "ack_many", [jobs[1].id], [jobs[1].lease])))
+    seen.append(call(db, "purge", "q"))
+    call(db, "set_limits", "q")
     call(db, "set_unique", "q", on_repeat="replace")
     for payload in ({"n": 1}, {"n": 2}):
         seen += db.execute(

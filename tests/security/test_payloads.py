@@ -110,7 +110,7 @@ MISTAKES: list[tuple[str, Callable[[Job], dict[str, Any]], str]] = [
     ("enqueue", lambda job: {"queue": "q", "payload": {"p": SECRET}, "delay": "1 hour", "run_at": "now"}, "22023"),
     ("enqueue", lambda job: {"queue": "q", "payload": {"p": SECRET}, "run_at": "infinity"}, "22023"),
     ("enqueue", lambda job: {"queue": "q", "payload": {"p": SECRET}, "delay": "200 years"}, "22023"),
-    ("enqueue", lambda job: {"queue": "q", "payload": {"p": SECRET}, "group_key": SECRET}, "0A000"),
+    ("enqueue", lambda job: {"queue": "q", "payload": {"p": SECRET}, "group_key": SECRET * 1000}, "22023"),
     ("enqueue_unique", lambda job: {"queue": "q", "payload": {"p": SECRET}, "unique_key": SECRET * 1000}, "22023"),
     ("enqueue_many", lambda job: {"queue": "q", "payloads": [f'"{SECRET}"', None]}, "22004"),
     ("claim", lambda job: {"queue": "q", "batch": 0}, "22023"),

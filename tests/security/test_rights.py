@@ -30,7 +30,8 @@ CONSUME = {
     *["watch", "unwatch", "maintain", "promote", "reap", "rotate"],
 }
 ADMINISTER = {
-    *["create_queue", "alter_queue", "set_unique", "drop_queue", "pause", "resume", "purge", "purge_state"],
+    *["create_queue", "alter_queue", "set_unique", "set_limits", "drop_queue", "pause", "resume", "purge"],
+    "purge_state",
     *["cancel", "cancel_many", "reschedule", "set_priority", "schedule", "unschedule", "next_runs"],
     *["dead_letters", "redrive", "redrive_where", "discard", "discard_where"],
     *["job_status", "wait", "attempts", "job_progress", "stats", "doctor"],

@@ -63,6 +63,14 @@ def test_a_queue_has_the_documented_defaults(db: Connection) -> None:
         "unique_until": "finished",
         "unique_for": None,
         "on_repeat": "keep",
+        "running_limit": None,
+        "group_limit": 1,
+        "rate": None,
+        "rate_period": None,
+        "group_rate": None,
+        "group_period": None,
+        "fair": False,
+        "keep_place": True,
     }
 
 

@@ -107,8 +107,8 @@ CHANGES = [
         edits=(
             Edit(
                 TABLES,
-                "    on_repeat text NOT NULL DEFAULT 'keep',\n    CONSTRAINT queue_id_pkey",
-                "    on_repeat text NOT NULL DEFAULT 'keep',\n    colour text NOT NULL DEFAULT 'red',\n"
+                "    keep_place boolean NOT NULL DEFAULT true,\n    CONSTRAINT queue_id_pkey",
+                "    keep_place boolean NOT NULL DEFAULT true,\n    colour text NOT NULL DEFAULT 'red',\n"
                 "    shape text NOT NULL DEFAULT '',\n    CONSTRAINT queue_id_pkey",
             ),
         ),
@@ -127,8 +127,8 @@ CHANGES = [
         edits=(
             Edit(
                 TABLES,
-                "    history jsonb\n) PARTITION BY LIST (slot);",
-                "    history jsonb,\n    origin text\n) PARTITION BY LIST (slot);",
+                "    group_key text\n) PARTITION BY LIST (slot);",
+                "    group_key text,\n    origin text\n) PARTITION BY LIST (slot);",
             ),
         ),
         append=(TABLES, "COMMENT ON COLUMN pgq.job.origin IS 'Origin';"),
@@ -344,11 +344,11 @@ CHANGES = [
         COMMENT ON COLUMN pgq.queue_stats.oldest_at IS 'When that was';
         """,
         edits=(
-            Edit(OBSERVE, "    oldest_ready interval\n);", "    oldest_ready interval,\n    oldest_at timestamptz\n);"),
+            Edit(OBSERVE, "    parked bigint\n);", "    parked bigint,\n    oldest_at timestamptz\n);"),
             Edit(
                 OBSERVE,
-                "pgq._now() - c.oldest\n    FROM pgq.queue q",
-                "pgq._now() - c.oldest, c.oldest\n    FROM pgq.queue q",
+                "coalesce(p.parked, 0)\n    FROM pgq.queue q",
+                "coalesce(p.parked, 0), c.oldest\n    FROM pgq.queue q",
             ),
         ),
         append=(

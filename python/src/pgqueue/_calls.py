@@ -132,6 +132,7 @@ class QueueStat(NamedTuple):
     retrying: int
     dead: int
     oldest_ready: timedelta | None
+    parked: int
 
 
 class Holder(NamedTuple):
@@ -292,13 +293,18 @@ _ARGUMENTS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "delay": _DURATION,
     "error": _TEXT,
     "errors": _TEXTS,
+    "fair": _BOOLEAN,
     "force": _BOOLEAN,
     "group_key": _TEXT,
     "group_keys": _TEXTS,
+    "group_limit": _INT,
+    "group_period": _DURATION,
+    "group_rate": _INT,
     "headers": _JSONB,
     "id": ("bigint", _same),
     "ids": _BIGINTS,
     "if_not_exists": _BOOLEAN,
+    "keep_place": _BOOLEAN,
     "lease": ("bigint", _same),
     "lease_for": _DURATION,
     "leases": _BIGINTS,
@@ -313,6 +319,8 @@ _ARGUMENTS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "priority": _INT,
     "queue": _TEXT,
     "queues": _TEXTS,
+    "rate": _INT,
+    "rate_period": _DURATION,
     "result": _JSONB,
     "results": ("text[]::jsonb[]", lambda values: None if values is None else list(map(_json, values))),
     "retention": _DURATION,
@@ -321,6 +329,7 @@ _ARGUMENTS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "role": ("regrole", _identifier),
     "run_at": ("timestamptz", _same),
     "running": _BOOLEAN,
+    "running_limit": _INT,
     "seal": _BOOLEAN,
     "shards": _INT,
     "since": ("timestamptz", _same),
@@ -393,7 +402,7 @@ def enqueue(
         delay: not before this much time has passed (timedelta, seconds, or text like ``'5 minutes'``).
         max_attempts: how often it is tried before it is a dead letter; the queue's setting if left out.
         unique_key: not if a job of the queue holds this key; then its id is returned. See :meth:`enqueue_unique`.
-        group_key: reserved.
+        group_key: it runs in the order of its group, and one at a time or as :meth:`set_limits` says.
         headers: a JSON object that travels with the job.
         connection: enqueue in the transaction of this connection: the job exists if and only if it commits.
 
@@ -421,7 +430,7 @@ def enqueue_many(
     run_at: datetime | None = None,
     delay: Interval | None = None,
     max_attempts: int | None = None,
-    group_keys: Sequence[str] | None = None,
+    group_keys: Sequence[str | None] | None = None,
     headers: Json = None,
     connection: AnyConnection | None = None,
 ) -> Call[list[int]]:
@@ -493,7 +502,7 @@ def enqueue_unique_many(
     run_at: datetime | None = None,
     delay: Interval | None = None,
     max_attempts: int | None = None,
-    group_keys: Sequence[str] | None = None,
+    group_keys: Sequence[str | None] | None = None,
     headers: Json = None,
     unique_until: Literal["finished", "claimed"] | None = None,
     unique_for: Interval | None = None,
@@ -1098,6 +1107,42 @@ def set_unique(
     return _call(set_unique, locals(), _nothing)
 
 
+def set_limits(
+    queue: str,
+    *,
+    group_limit: int | None = 1,
+    running_limit: int | None = None,
+    rate: int | None = None,
+    rate_period: Interval | None = None,
+    group_rate: int | None = None,
+    group_period: Interval | None = None,
+    fair: bool | None = None,
+    keep_place: bool | None = None,
+    connection: AnyConnection | None = None,
+) -> Call[None]:
+    """Set all limits of a queue, for jobs claimed from now on; what is left out is not limited.
+
+    Args:
+        queue: an existing queue.
+        group_limit: how many jobs with the same group_key run at once; None: any number.
+        running_limit: how many jobs of the whole queue run at once.
+        rate: how many jobs start in ``rate_period``.
+        rate_period: 1 ms to 1 year; given if ``rate`` is.
+        group_rate: how many jobs with the same group_key start in ``group_period``.
+        group_period: 1 ms to 1 year; given if ``group_rate`` is.
+        fair: groups take turns, one job each, whatever they have waiting.
+        keep_place: a group waits for its job that failed and is to be tried again; True if left out.
+
+    Raises:
+        QueueNotFound: there is no such queue.
+        InvalidArgument: an argument is out of range.
+
+    Example:
+        >>> client.set_limits("mail", group_limit=None, group_rate=100, group_period="1 minute", fair=True)
+    """
+    return _call(set_limits, locals(), _nothing)
+
+
 def set_validator(queue: str, validator: str | None, *, connection: AnyConnection | None = None) -> Call[None]:
     """Let a function of the database check every payload that is enqueued. Only for the owner of schema ``pgq``.
 
@@ -1187,7 +1232,7 @@ def purge_state(queue: str, state: str, *, connection: AnyConnection | None = No
 
     Args:
         queue: its name.
-        state: ``'ready'``, ``'scheduled'``, ``'retrying'``, ``'dead'`` or ``'archived'``.
+        state: ``'ready'``, ``'parked'``, ``'scheduled'``, ``'retrying'``, ``'dead'`` or ``'archived'``.
 
     Returns:
         How many there were.

@@ -34,7 +34,7 @@ def check(index: Index) -> Iterator[Violation]:
         if not _ordered(index, queue, claims[queue]):
             continue
         for _, of_one in groupby(sorted(firsts, key=lambda f: f.priority), key=lambda f: f.priority):
-            yield from _fifo(index, list(of_one))
+            yield from fifo(index, list(of_one))
         yield from _priority(index, firsts)
     yield from _paused(index, claims)
 
@@ -90,7 +90,7 @@ def _overtaken(index: Index, one: First, two: First) -> bool:
     return one.out_began > two.out_ended and not index.may_have_been_lost(two.job.handouts[0].by, one.out_began)
 
 
-def _fifo(index: Index, firsts: list[First]) -> Iterator[Violation]:
+def fifo(index: Index, firsts: list[First]) -> Iterator[Violation]:
     """Nobody is handed out before one whose transaction was committed before his began, or who is before him in it."""
     firsts.sort(key=lambda f: f.enqueued_by)
     waiting = [first for first in firsts if first.untouched]

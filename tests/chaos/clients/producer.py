@@ -26,6 +26,7 @@ class Producer(Client):
             (15, self._many),
             (10, self._later),
             (12, self._unique),
+            (14, self._grouped),
             (4, self._unique_in_transaction),
             (15, self._transaction),
             (6, self._rolled_back),
@@ -80,6 +81,10 @@ class Producer(Client):
     def _unique(self) -> None:
         delay = {"delay": f"{self.dice.choice([50, 300])} ms"} if self.dice.random() < 0.2 else {}
         self._session.enqueue_unique("keyed", self._payload(), f"key {self.dice.randrange(6)}", **delay)
+
+    def _grouped(self) -> None:
+        delay = {"delay": f"{self.dice.choice([50, 300])} ms"} if self.dice.random() < 0.1 else {}
+        self._session.enqueue("grouped", self._payload(), group_key=f"group {self.dice.randrange(8)}", **delay)
 
     def _unique_in_transaction(self) -> None:
         """One key only: two transactions that take two in different order would wait for each other."""

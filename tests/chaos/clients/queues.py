@@ -7,6 +7,7 @@ QUEUES: dict[str, dict[str, object]] = {
     "twophase": {"shards": 2, "max_attempts": 4, "notify": False},
     "fifo": {"shards": 1, "max_attempts": 6},
     "keyed": {"shards": 2, "max_attempts": 4},
+    "grouped": {"shards": 2, "max_attempts": 4},
     "real": {"shards": 2, "max_attempts": 5},
     "passing": {"shards": 2, "max_attempts": 3},
     "scratch": {"shards": 2, "max_attempts": 3},

@@ -409,7 +409,8 @@ $$;
 COMMENT ON FUNCTION pgq._admit(pgq.queue, pgq.parked[], timestamptz, text) IS 'Claims jobs that were parked and have their permits';
 
 -- What pgq.claim does if the queue has a gate. Jobs that nothing limits are taken as everywhere, before or after the
--- groups of their priority, as chance has it. The budget keeps a claim short when many jobs must be parked to find one.
+-- groups of their priority, as chance has it. So that a claim ends soon, it parks no more than 2,000 jobs if it has
+-- something to return, or if groups take turns, and 20,000 to find anything at all.
 CREATE FUNCTION pgq._claim_limited(queue_id int, batch int, expiry timestamptz, who text) RETURNS SETOF pgq.claimed_job
     LANGUAGE plpgsql
 AS $$
@@ -420,22 +421,24 @@ DECLARE
     v_jobs pgq.parked[];
     v_line bigint;
     v_slot int;
+    v_wanted int;
     v_left int;
     v_count int;
-    v_budget int := 2000;
+    v_parked int := 0;
     v_first CONSTANT boolean := random() < 0.5;
 BEGIN
     IF NOT (pg_try_advisory_xact_lock(pgq._gate_key(queue_id)) OR pgq._wait_for_lane(queue_id::bigint << 16)) THEN
         RETURN;
     END IF;
     SELECT * INTO v_queue FROM pgq.queue q WHERE q.id = queue_id;
-    v_left := least(batch, pgq._room(queue_id, '', v_queue.rate, v_queue.rate_period), v_queue.running_limit - CASE
+    v_wanted := least(batch, pgq._room(queue_id, '', v_queue.rate, v_queue.rate_period), v_queue.running_limit - CASE
         WHEN v_queue.running_limit IS NOT NULL
             THEN (SELECT count(*) FROM pgq.permit m WHERE m.queue_id = v_queue.id AND m.state = 'running')
     END);
-    IF v_left <= 0 OR v_queue.id IS NULL THEN
+    IF v_wanted <= 0 OR v_queue.id IS NULL THEN
         RETURN;
     END IF;
+    v_left := v_wanted;
     PERFORM pgq._look_again(queue_id);
     v_slots := pgq._live_slots();
     v_known := pg_current_snapshot();
@@ -468,9 +471,9 @@ BEGIN
                     v_left := v_left - cardinality(v_jobs);
                 END IF;
             END IF;
-            EXIT WHEN v_left = 0 OR v_budget = 0;
-            v_count := pgq._park(v_queue, v_line, least(v_budget, greatest(v_left, 100)), v_slots, v_known);
-            v_budget := v_budget - v_count;
+            EXIT WHEN v_left = 0 OR v_parked >= CASE WHEN v_queue.fair OR v_left < v_wanted THEN 2000 ELSE 20000 END;
+            v_count := pgq._park(v_queue, v_line, least(greatest(v_left, v_parked, 100), 5000), v_slots, v_known);
+            v_parked := v_parked + v_count;
             EXIT WHEN v_count = 0;
         END LOOP;
         IF v_left = 0 THEN
@@ -485,15 +488,17 @@ END;
 $$;
 COMMENT ON FUNCTION pgq._claim_limited(int, int, timestamptz, text) IS 'Claims by the limits of a queue';
 
--- Those who wait for work ask this before they sleep.
+-- Those who wait for work ask this before they sleep. What has been over for long waits for something else as well.
 CREATE FUNCTION pgq._limited_until(queue pgq.queue) RETURNS timestamptz
     LANGUAGE plpgsql
 AS $$
+DECLARE
+    v_over CONSTANT timestamptz := pgq._now() - interval '100 milliseconds';
 BEGIN
     RETURN least(
         (
             SELECT g.ready_at FROM pgq.parked_group g
-            WHERE g.queue_id = queue.id AND NOT g.ready AND g.ready_at IS NOT NULL
+            WHERE g.queue_id = queue.id AND NOT g.ready AND g.ready_at > v_over
             ORDER BY g.queue_id, g.ready_at LIMIT 1
         ),
         CASE WHEN pgq._room(queue.id, '', queue.rate, queue.rate_period) = 0

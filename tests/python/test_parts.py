@@ -191,7 +191,7 @@ def test_a_result_that_cannot_be_stored_rejects_only_its_own_job(dsn: str, clien
 
     async def main() -> None:
         link = Link(dsn, "settle")
-        settler = Settler(link, Leases())
+        settler = Settler(link, Leases(), lambda: None)
         for job, result in zip(claimed, results, strict=True):
             settler.ack(held(job.id, job.lease), result)
         settler.stop()

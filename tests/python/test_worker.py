@@ -177,6 +177,32 @@ def test_one_at_a_time_keeps_the_order(app: App, client: Client, running: Runnin
     assert seen == list(range(50))
 
 
+@pytest.mark.parametrize(
+    "options", [{"listen": True}, {"listen": False}, {"mode": "drain"}], ids=["woken", "polling", "drain"]
+)
+def test_jobs_of_a_group_run_one_after_the_other_without_pauses(
+    app: App, client: Client, running: Running, options: dict[str, Any]
+) -> None:
+    seen: dict[str, list[int]] = {"a": [], "b": [], "c": []}
+    busy: set[str] = set()
+
+    @app.task("work", queue="q")
+    def work(key: str, n: int) -> None:
+        assert key not in busy
+        busy.add(key)
+        time.sleep(0.001)
+        busy.discard(key)
+        seen[key].append(n)
+
+    for n in range(20):
+        for key in seen:
+            work.using(group_key=key).enqueue(key, n)
+    with running(concurrency=4, poll=60, **options):
+        eventually(lambda: all(len(done) == 20 for done in seen.values()))
+    assert all(done == list(range(20)) for done in seen.values())
+    assert client.stats()[0].dead == 0
+
+
 def test_drain_ends_when_everything_is_done(app: App, client: Client) -> None:
     seen: list[int] = []
 

@@ -130,6 +130,7 @@ class Fetcher:
             await self._sleep(room)
         elif not was_empty:
             await self._held_at_most(0)
+            await self._settler.idle()
         else:  # a job that ran might have enqueued another, so this counts only if none did
             return await self._link.insist(_calls.promote(), self._pause) > 0
         return True

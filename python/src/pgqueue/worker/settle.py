@@ -21,6 +21,8 @@ log = logging.getLogger("pgqueue.worker")
 
 T = TypeVar("T")
 LARGEST_BATCH = 2000
+# A bit of the lease says that its jobs count against a limit, so that another one may start when they have ended.
+COUNTED = 16
 
 
 class Settler:
@@ -32,11 +34,14 @@ class Settler:
     Args:
         link: connection with durable commits.
         leases: told what is no longer held.
+        freed: called when jobs have ended that others may have been waiting for.
     """
 
-    def __init__(self, link: Link, leases: Leases) -> None:
+    def __init__(self, link: Link, leases: Leases, freed: Callable[[], object]) -> None:
         self._link = link
         self._leases = leases
+        self._freed = freed
+        self._busy = False
         self._acks: deque[tuple[HeldJob, JsonText | None]] = deque()
         self._rejects: deque[tuple[HeldJob, str]] = deque()
         self._wake = Wake()
@@ -63,12 +68,19 @@ class Settler:
         while self.pending >= limit and not self._stopped.is_set():
             await self._room.wait(1)
 
+    async def idle(self) -> None:
+        """Wait until everything is written."""
+        while (self.pending or self._busy) and not self._stopped.is_set():
+            await self._room.wait(1)
+
     async def run(self) -> None:
         """Write what comes in, until ``stop`` and nothing is left."""
         while not (self._stopped.is_set() and not self.pending):
             if not self.pending:
                 await self._wake.wait()
+            self._busy = True
             await self._flush()
+            self._busy = False
             self._room.set()
 
     def stop(self) -> None:
@@ -132,6 +144,8 @@ class Settler:
         settled = await self._link.insist(call, pause)
         self._leases.drop(jobs)
         log.debug("%s: jobs %s", what, settled)
+        if any(job.lease & COUNTED for job in jobs):
+            self._freed()
         if len(settled) < len(jobs):
             lost = sorted({job.id for job in jobs} - set(settled))
             if attempts:

@@ -144,7 +144,7 @@ class Worker:
         leases = Leases()
         claims = self._link("claim", setup=_read_quickly)
         settles = self._link("settle")
-        settler = Settler(settles, leases)
+        settler = Settler(settles, leases, wake.set)
         runner = self._runner = Runner(self.concurrency, settler, wake)
         listen_dsn = self.app.dsn if self._listen_dsn is None else self._listen_dsn
         listener = Listener(listen_dsn, self.queues, self._notified) if self._listen else None

@@ -267,8 +267,8 @@ MUTANTS = [
     Mutant(
         "ack_many tells what it did not do",
         "ack_many",
-        "SELECT s.id\n    FROM (",
-        "SELECT unnest(u.ids)\n    FROM (",
+        "SELECT s.id\n        FROM (",
+        "SELECT unnest(u.ids)\n        FROM (",
         settle_two_twice,
     ),
     Mutant(
@@ -305,7 +305,7 @@ MUTANTS = [
     Mutant(
         "release puts to the end",
         "release",
-        "h.lane & ~255::bigint, pg_current",
+        "pgq._front(h.lane), pg_current",
         "h.lane, pg_current",
         release_and_claim,
     ),

@@ -30,6 +30,7 @@ class Stat:
     retrying: int
     dead: int
     oldest_ready: timedelta | None
+    parked: int
 
 
 def check_stats(model: Model, viewer: Transaction, actual: list[Stat]) -> None:
@@ -59,6 +60,7 @@ def _check_stat(model: Model, viewer: Transaction, queue: Queue, places: list[Pl
         retrying=sum(place.state == "scheduled" and place.attempt > 1 for place in places),
         dead=sum(place.state == "dead" for place in places),
         oldest_ready=model.now - min(place.job.enqueued_at for place in ready) if ready else None,
+        parked=0,
     )
     assert stat == expected, f"{stat}, and not {expected}"
 

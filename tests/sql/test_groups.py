@@ -711,7 +711,7 @@ class Watchman:
 )
 def test_limits_are_exact_under_races(db: Connection, connect: Connect, limits: dict[str, Any]) -> None:
     limit(db, **limits)
-    jobs, workers, keys = 400, 6, "abcde"
+    jobs, workers, keys = 240, 6, "abcde"
     watchman = Watchman()
     done: list[int] = []
     stop = threading.Event()
@@ -729,7 +729,7 @@ def test_limits_are_exact_under_races(db: Connection, connect: Connect, limits: 
                     break
                 session.rollback()
             session.commit()
-            if n % 50 == 25:
+            if n % 30 == 15:
                 rotate(session)
                 session.commit()
 

@@ -9,6 +9,7 @@ import signal
 import stat
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -133,10 +134,21 @@ def fresh_database(cluster: Cluster, template: str | None) -> Iterator[str]:
     name = f"t{next(_numbers)}"
     if not cluster.running:  # the test before crashed it
         cluster.start()
-    with DatabaseJanitor(
+    janitor = DatabaseJanitor(
         user=cluster.superuser, host=cluster.host, port=cluster.port, dbname=name, template_dbname=template
-    ):
+    )
+    janitor.init()
+    try:
         yield cluster.dsn(name)
+    finally:
+        for attempt in range(50):
+            try:
+                janitor.drop()
+                break
+            except psycopg.errors.ObjectInUse:  # a pooler had begun to connect
+                if attempt == 49:
+                    raise
+                time.sleep(0.1)
 
 
 @pytest.fixture(scope="session")

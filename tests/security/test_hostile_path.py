@@ -8,7 +8,7 @@ from tests.conftest import Clock
 from tests.security.conftest import MakeRole
 from tests.security.life import live
 from tests.security.shadows import OVERLOADS, SHADOWS, TEMPORARY
-from tests.sql.support import Connect, Connection, column, one
+from tests.sql.support import Connect, Connection, column, flush_counts, one
 
 PATHS = ["evil, pg_temp, pg_catalog", "pg_temp, evil, public, pgq", "pgq, evil", "evil", "''"]
 
@@ -60,7 +60,7 @@ def test_every_function_that_does_something_was_called(
     db.execute("SET track_functions = 'all'; ALTER ROLE postgres SET track_functions = 'all'")
     session = connect()
     live(session, clock)
-    session.execute("SELECT pg_stat_force_next_flush()" if session.info.server_version >= 150000 else "SELECT 1")
+    flush_counts(session)
     db.execute("ALTER ROLE postgres RESET track_functions")
     session.close()
     called = set(

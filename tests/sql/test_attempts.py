@@ -26,6 +26,7 @@ from tests.sql.support import (
     column,
     create,
     enqueue,
+    flush_counts,
     in_background,
     one,
     refused,
@@ -286,8 +287,7 @@ def test_attempts_are_those_of_one_moment(db: Connection, connect: Connect, move
 
 def read(db: Connection) -> tuple[int, int]:
     """Sequential scans of all tables with jobs, and index entries read, so far."""
-    db.execute("SELECT pg_stat_force_next_flush()")
-    db.execute("SELECT pg_stat_clear_snapshot()")
+    flush_counts(db)
     cursor = db.execute(
         """
         SELECT sum(t.seq_scan)::bigint, sum(i.read)::bigint
@@ -303,7 +303,7 @@ def read(db: Connection) -> tuple[int, int]:
 
 
 @pytest.mark.direct("looks at what a session reads")
-def test_attempts_are_found_through_indexes(db: Connection, connect: Connect, version_15: None) -> None:
+def test_attempts_are_found_through_indexes(db: Connection, connect: Connect) -> None:
     create(db)
     for _ in range(30):
         db.execute("SELECT count(*) FROM pgq.enqueue_many('q', array_fill('{}'::jsonb, ARRAY[1000]))")
@@ -327,12 +327,6 @@ def test_attempts_are_found_through_indexes(db: Connection, connect: Connect, ve
     after = read(reader)
     assert after[0] == before[0]
     assert after[1] - before[1] < 1000
-
-
-@pytest.fixture
-def version_15(db: Connection) -> None:
-    if db.info.server_version < 150000:
-        pytest.skip("pg_stat_force_next_flush is of PostgreSQL 15")
 
 
 # Progress -------------------------------------------------------------------------------------------------------------

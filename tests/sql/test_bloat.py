@@ -9,7 +9,7 @@ import pytest
 from psycopg import IsolationLevel
 
 from tests.conftest import Clock
-from tests.sql.support import Connect, Connection, call, column, create, one
+from tests.sql.support import Connect, Connection, call, column, create, flush_counts, one
 
 
 @contextmanager
@@ -38,8 +38,7 @@ def work(db: Connection, jobs: int, batch: int) -> None:
 
 def dead(db: Connection) -> dict[str, int]:
     """Dead rows of each table, and what was updated or deleted, whether vacuum has been there or not."""
-    db.execute("SELECT pg_stat_force_next_flush()")
-    db.execute("SELECT 1")
+    flush_counts(db)
     rows = db.execute(
         """
         SELECT relname, greatest(n_dead_tup, n_tup_upd + n_tup_del) FROM pg_stat_user_tables

@@ -22,6 +22,7 @@ from tests.sql.support import (
     create,
     enqueue,
     eventually,
+    flush_counts,
     heard,
     ids,
     in_background,
@@ -475,8 +476,6 @@ FILL = """
 @pytest.mark.direct("counts what a session reads")
 @pytest.mark.parametrize("analysed", [True, False], ids=["analysed", "never analysed"])
 def test_many_letters_of_one_queue_are_found_through_indexes(db: Connection, connect: Connect, analysed: bool) -> None:
-    if db.info.server_version < 150000:
-        pytest.skip("pg_stat_force_next_flush is of PostgreSQL 15")
     create(db)
     create(db, "small")
     small = bury(db, 3, "small")
@@ -488,8 +487,7 @@ def test_many_letters_of_one_queue_are_found_through_indexes(db: Connection, con
 
     def read() -> tuple[int, int]:
         """Sequential scans and index entries read, so far."""
-        reader.execute("SELECT pg_stat_force_next_flush()")
-        reader.execute("SELECT pg_stat_clear_snapshot()")
+        flush_counts(reader)
         query = """
             SELECT t.seq_scan, sum(i.idx_tup_read)::bigint
             FROM pg_stat_user_tables t JOIN pg_stat_user_indexes i ON i.relid = t.relid

@@ -20,6 +20,7 @@ from tests.sql.support import (
     column,
     create,
     enqueue,
+    flush_counts,
     ids,
     leases,
     one,
@@ -200,10 +201,8 @@ def check(session: Session, most: int = 250) -> None:
 
 def flush(session: Session) -> None:
     """Have the server count what both sessions have done."""
-    for db in (session.db, session.watcher):
-        db.execute("SELECT pg_stat_force_next_flush()")
-        db.execute("SELECT 1")
-    session.watcher.execute("SELECT pg_stat_clear_snapshot()")
+    flush_counts(session.db)
+    flush_counts(session.watcher)
 
 
 # The plans are made while the tables are empty, or while they are small and analysed.

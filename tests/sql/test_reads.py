@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from tests.conftest import Clock
-from tests.sql.support import Connect, Connection, call, create, enqueue, one
+from tests.sql.support import Connect, Connection, call, create, enqueue, flush_counts, one
 
 LEASES = 6000
 
 
 def rows_read(db: Connection) -> int:
     """Index entries of leases that all sessions have read so far."""
-    db.execute("SELECT pg_stat_force_next_flush()")
+    flush_counts(db)
     query = "SELECT sum(idx_tup_read)::bigint FROM pg_stat_user_indexes WHERE relname ~ '^lease_'"
     return int(one(db, query))
 

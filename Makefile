@@ -21,7 +21,7 @@ STAMP     := $(VENV)/.pgqueue-stamp
 # What `make test` runs on: the two servers in the test wheel. PG=18 runs one, PG=/path/to/bin any other.
 PG        ?= 16 18
 MATRIX    ?= 14 15 17
-WORKERS   ?= 2
+WORKERS   ?= 3
 PYTEST     = $(BIN)/python -m pytest -n $(WORKERS)
 SOURCES    = python/src tests examples
 # Short forms of the long runs; `make test` has them on the last of its servers only.

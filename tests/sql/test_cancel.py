@@ -715,7 +715,7 @@ def test_nothing_cancelled_runs_and_nothing_else_is_lost(connect: Connect, db: C
 
     def produce(session: Connection) -> None:
         chance = random.Random(1)
-        for _ in range(60):
+        for _ in range(40):
             made = enqueue(session, chance.randrange(1, 20), delay=chance.choice([None, None, "0.05 s"]))
             with lock:
                 known.extend(made)

@@ -1,7 +1,7 @@
 -- claim, and the ways an attempt ends: ack, reject, release, snooze; extend in between.
 -- Tables: reads queue, line, ring, job, lease; appends to lease and outcome. A retry or a snoozed job goes to
 -- scheduled, a failure for good to dead, a released job to the front of the line. Those fail, release and snooze read
--- cancel_request.
+-- cancel_request. What has a permit gives it back (44_groups).
 
 -- Claim ---------------------------------------------------------------------------------------------------------------
 

@@ -1,5 +1,5 @@
 -- cancel, reschedule, set_priority: taking a job back that has not been handed out, and stopping one that has.
--- Tables: job, scheduled, segment_lane; lease and outcome of what is taken back; cancel_request for what runs.
+-- Tables: job, scheduled, parked, segment_lane; lease and outcome of what is taken back; cancel_request for what runs.
 --
 -- A ready job lies in the range of its lane that claims will come by. To take it back is to take its row out of this
 -- range: the row goes to its lane | 128, where nobody claims from, and gets there what each attempt has, a lease and an
@@ -402,7 +402,7 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION pgq.reschedule(bigint, timestamptz) IS
-    'Lets a job that is scheduled, ready or retrying wait until run_at; what is over by now is due now. Returns false, and '
+    'Lets a job that is scheduled, ready, parked or retrying wait until run_at; what is over by now is due now. Returns false, and '
     'changes nothing, if the job is running, has ended or is unknown. Keep the transaction short, as for pgq.cancel. '
     'Raises PQ003, 22023, 22004, 55P03 if a claiming transaction does not end within five seconds';
 
@@ -456,6 +456,6 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION pgq.set_priority(bigint, int) IS
-    'Gives a job that is scheduled, ready or retrying another priority; a ready one joins the end of its new line. Returns '
+    'Gives a job that is scheduled, ready, parked or retrying another priority; a ready one joins the end of its new line. Returns '
     'false, and changes nothing, if the job is running, has ended or is unknown. Keep the transaction short, as for '
     'pgq.cancel. Raises PQ003, 22023, 22004, 55P03 if a claiming transaction does not end within five seconds';

@@ -1704,7 +1704,7 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION pgq.reschedule(bigint, timestamptz) IS
-    'Lets a job that is scheduled, ready or retrying wait until run_at; what is over by now is due now. Returns false, and '
+    'Lets a job that is scheduled, ready, parked or retrying wait until run_at; what is over by now is due now. Returns false, and '
     'changes nothing, if the job is running, has ended or is unknown. Keep the transaction short, as for pgq.cancel. '
     'Raises PQ003, 22023, 22004, 55P03 if a claiming transaction does not end within five seconds';
 
@@ -1758,7 +1758,7 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION pgq.set_priority(bigint, int) IS
-    'Gives a job that is scheduled, ready or retrying another priority; a ready one joins the end of its new line. Returns '
+    'Gives a job that is scheduled, ready, parked or retrying another priority; a ready one joins the end of its new line. Returns '
     'false, and changes nothing, if the job is running, has ended or is unknown. Keep the transaction short, as for '
     'pgq.cancel. Raises PQ003, 22023, 22004, 55P03 if a claiming transaction does not end within five seconds';
 

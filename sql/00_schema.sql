@@ -15,6 +15,7 @@
 --   42_cancel    cancel, reschedule and set_priority: taking back what was not handed out, stopping what was.
 --   44_groups    groups and limits: what may run at once, in which order, how often.
 --   45_work      a worker that is a procedure: it calls SQL functions.
+--   46_after     jobs that wait for other jobs, and batches.
 --   50_maintain  promote what is due, reap expired leases, turn the ring. Called by the workers; there is no daemon.
 --   60_schedule  recurring jobs.
 --   65_exclusive one node at a time.
@@ -25,7 +26,7 @@
 --   90_grant     who may do what. Nobody but the owner may do anything until told otherwise.
 --
 -- Errors of our own: PQ001 lease_lost, PQ002 queue_not_found, PQ003 not_read_committed, PQ004 payload_rejected,
--- PQ005 queue_not_empty. Bad arguments are 22023 or 22004, as everywhere in PostgreSQL.
+-- PQ005 queue_not_empty, PQ006 not_waiting. Bad arguments are 22023 or 22004, as everywhere in PostgreSQL.
 
 -- Names mean the same whatever the installer's settings are.
 SET LOCAL search_path = pg_catalog, pg_temp;

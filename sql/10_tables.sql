@@ -2,7 +2,7 @@
 --
 -- Append-only, in a ring of sixteen segments: job, lease, outcome.
 -- Small and mutable, for those who use the feature: scheduled, dead, straggler, unique_key, parked, parked_group,
--- permit, start, cancel_request, progress, schedule.
+-- permit, start, dependent, dependency, ended, cancel_request, progress, schedule.
 -- Settings and bookkeeping: queue, line, segment, segment_lane, mark.
 -- The past: archive.
 
@@ -50,11 +50,24 @@ COMMENT ON SEQUENCE pgq.dropping IS
 CREATE SEQUENCE pgq.turn;
 COMMENT ON SEQUENCE pgq.turn IS 'Turns of the groups of fair queues';
 
+CREATE SEQUENCE pgq.awaited MINVALUE 0;
+COMMENT ON SEQUENCE pgq.awaited IS '1: somebody may be waiting for the end of jobs, so it is told';
+
+CREATE SEQUENCE pgq.waited_on MINVALUE 0;
+COMMENT ON SEQUENCE pgq.waited_on IS 'When a session last began to wait for the end of a job, in seconds';
+
+CREATE SEQUENCE pgq.looked_after MINVALUE 0;
+COMMENT ON SEQUENCE pgq.looked_after IS 'The last job that waits for others which was looked after, see pgq._look_after';
+
+CREATE SEQUENCE pgq.first_waiting MINVALUE 0;
+COMMENT ON SEQUENCE pgq.first_waiting IS 'No job up to this one waits for others, as far as was seen';
+
 CREATE SEQUENCE pgq.watched MINVALUE 0;
 COMMENT ON SEQUENCE pgq.watched IS 'When a session last began to wait for jobs, in seconds';
 
 SELECT setval('pgq.epoch', 0), setval('pgq.live', 1), setval('pgq.restored', 0), setval('pgq.dropping', 0),
-    setval('pgq.watched', 0), setval('pgq.age', -81985529216486896),  -- 0xFEDCBA9876543210
+    setval('pgq.watched', 0), setval('pgq.awaited', 0), setval('pgq.waited_on', 0),
+    setval('pgq.looked_after', 0), setval('pgq.first_waiting', 0), setval('pgq.age', -81985529216486896),  -- 0xFEDCBA9876543210
     setval('pgq.system_identifier', c.system_identifier)
 FROM pg_control_system() AS c;
 
@@ -351,7 +364,7 @@ CREATE TABLE pgq.scheduled (
 CREATE INDEX scheduled_run_at_idx ON pgq.scheduled (run_at);
 CREATE INDEX scheduled_queue_run_at_idx ON pgq.scheduled ((lane >> 16), run_at);
 COMMENT ON TABLE pgq.scheduled IS 'Jobs whose time has not come: enqueued for later, or waiting for their next attempt';
-COMMENT ON COLUMN pgq.scheduled.run_at IS 'When the job becomes ready';
+COMMENT ON COLUMN pgq.scheduled.run_at IS 'When the job becomes ready; infinity: when the jobs have ended that it waits for (pgq.dependent)';
 COMMENT ON COLUMN pgq.scheduled.id IS 'Job id';
 COMMENT ON COLUMN pgq.scheduled.lane IS 'Lane that it will join';
 COMMENT ON COLUMN pgq.scheduled.enqueued_at IS 'When the job was first enqueued';
@@ -568,6 +581,49 @@ COMMENT ON COLUMN pgq.start.group_key IS 'The group; empty: the whole queue';
 COMMENT ON COLUMN pgq.start.at IS 'When they were claimed; never before the row before it';
 COMMENT ON COLUMN pgq.start.jobs IS 'How many';
 COMMENT ON COLUMN pgq.start.total IS 'How many by then';
+
+CREATE TABLE pgq.dependent (
+    job_id bigint NOT NULL,
+    on_dead text NOT NULL,
+    not_before timestamptz,
+    xid xid8 NOT NULL,
+    done int NOT NULL DEFAULT 0,
+    failed int NOT NULL DEFAULT 0,
+    given_up boolean NOT NULL DEFAULT false,
+    CONSTRAINT dependent_job_id_pkey PRIMARY KEY (job_id),
+    CONSTRAINT dependent_on_dead_check CHECK (on_dead IN ('fail', 'skip', 'run'))
+) WITH (fillfactor = 50);
+CREATE INDEX dependent_job_id_idx ON pgq.dependent (job_id) WHERE NOT given_up;
+COMMENT ON TABLE pgq.dependent IS
+    'Jobs that wait for others: scheduled ones, whose run_at is infinity, and dead letters that would wait again';
+COMMENT ON COLUMN pgq.dependent.job_id IS 'Job id';
+COMMENT ON COLUMN pgq.dependent.on_dead IS 'What it does if one of the others dies or is cancelled: fail, skip or run';
+COMMENT ON COLUMN pgq.dependent.not_before IS 'When it is due at the earliest; null: as soon as they have ended';
+COMMENT ON COLUMN pgq.dependent.xid IS 'The transaction that enqueued it. An id nobody knows may be that of a job of one that ran then';
+COMMENT ON COLUMN pgq.dependent.done IS 'How many of the others are known to be done';
+COMMENT ON COLUMN pgq.dependent.failed IS 'How many of them have ended otherwise';
+COMMENT ON COLUMN pgq.dependent.given_up IS 'Whether it is a dead letter because of one of them; if it is redriven, it waits again';
+
+CREATE TABLE pgq.dependency (
+    after_id bigint NOT NULL,
+    job_id bigint NOT NULL,
+    CONSTRAINT dependency_after_id_job_id_pkey PRIMARY KEY (after_id, job_id)
+);
+CREATE INDEX dependency_job_id_after_id_idx ON pgq.dependency (job_id, after_id);
+COMMENT ON TABLE pgq.dependency IS 'What jobs wait for; a row goes when the job that it names has ended';
+COMMENT ON COLUMN pgq.dependency.after_id IS 'The job that must end first';
+COMMENT ON COLUMN pgq.dependency.job_id IS 'The job that waits';
+
+CREATE TABLE pgq.ended (
+    at timestamptz NOT NULL,
+    job_id bigint NOT NULL,
+    kind pgq.outcome_kind NOT NULL
+);
+CREATE INDEX ended_at_idx ON pgq.ended (at);
+COMMENT ON TABLE pgq.ended IS 'Jobs that others wait for and that have ended, told by whoever ended them, until pgq._resolve knows';
+COMMENT ON COLUMN pgq.ended.at IS 'When';
+COMMENT ON COLUMN pgq.ended.job_id IS 'Job id';
+COMMENT ON COLUMN pgq.ended.kind IS 'How: done, dead or cancelled';
 
 CREATE TABLE pgq.cancel_request (
     id bigint NOT NULL,

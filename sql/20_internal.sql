@@ -22,12 +22,18 @@ CREATE FUNCTION pgq._task_key(purpose int) RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
 AS $$ SELECT 8099567524296785920 | purpose $$;
 COMMENT ON FUNCTION pgq._task_key(int) IS
-    'Advisory lock of a task that one session does at a time: 1 the ring, 2 reap, 3 promote, 4 drop a queue';
+    'Advisory lock of a task that one session does at a time: 1 the ring, 2 reap, 3 promote, 4 drop a queue, 5 resolve; '
+    '6, shared: let a job wait for others';
 
 CREATE FUNCTION pgq._queue_key(queue_id int) RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
 AS $$ SELECT 8099567799174692864 | queue_id $$;
 COMMENT ON FUNCTION pgq._queue_key(int) IS 'Advisory lock of a queue that is being dropped';
+
+CREATE FUNCTION pgq._wait_key(job bigint) RETURNS bigint
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+AS $$ SELECT 8099567318138355712 | (job & 4294967295) $$;
+COMMENT ON FUNCTION pgq._wait_key(bigint) IS 'Advisory lock of a job, held in shared mode by sessions that wait for its end';
 
 CREATE FUNCTION pgq._lane(queue_id int, priority int, shard int) RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -61,6 +67,11 @@ CREATE FUNCTION pgq._priority(lane bigint) RETURNS int
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
 AS $$ SELECT ((lane >> 8) & 255)::int - 128 $$;
 COMMENT ON FUNCTION pgq._priority(bigint) IS 'The priority of a lane';
+
+CREATE FUNCTION pgq._state_of(run_at timestamptz, attempt smallint) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+AS $$ SELECT CASE WHEN run_at = 'infinity' THEN 'waiting' WHEN attempt = 1 THEN 'scheduled' ELSE 'retrying' END $$;
+COMMENT ON FUNCTION pgq._state_of(timestamptz, smallint) IS 'The state of a job in pgq.scheduled';
 
 -- Arguments -----------------------------------------------------------------------------------------------------------
 

@@ -1,24 +1,33 @@
 -- enqueue, enqueue_many, and the wake-up of idle workers.
--- Tables: reads queue, line, epoch; appends to job, or to scheduled if it is for later; adds to line on first use.
+-- Tables: reads queue, line, epoch; appends to job, or to scheduled if it is for later or waits for others (46_after);
+-- adds to line on first use.
 
 -- A sleeping worker holds the queue's watch lock in shared mode, so trying for it in exclusive mode tells whether there
 -- is one, without a table that every idle worker would keep writing to. Two producers that try in the same microsecond
 -- look like a worker to each other; looking twice more makes that rare, and it is harmless: one NOTIFY too many.
--- If nobody began to wait during the last minute, they do not try at all: the lock is hot.
+CREATE FUNCTION pgq._is_watched(key bigint) RETURNS boolean
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    FOR v_look IN 1..3 LOOP
+        IF pg_try_advisory_lock(key) AND pg_advisory_unlock(key) THEN
+            RETURN false;
+        END IF;
+    END LOOP;
+    RETURN true;
+END;
+$$;
+COMMENT ON FUNCTION pgq._is_watched(bigint) IS 'Whether another session holds an advisory lock';
+
+-- If nobody began to wait during the last minute, it is not even tried: the lock is hot.
 -- NOTIFY takes a lock of the whole cluster at commit, so it is sent only if somebody waits.
 CREATE FUNCTION pgq._wake(queue_id int, queue text) RETURNS void
     LANGUAGE plpgsql
 AS $$
 BEGIN
-    IF pg_sequence_last_value('pgq.watched') <= date_part('epoch', pgq._now()) - 60 THEN
-        RETURN;
-    END IF;
-    FOR v_look IN 1..3 LOOP
-        IF pg_try_advisory_lock(pgq._watch_key(queue_id)) AND pg_advisory_unlock(pgq._watch_key(queue_id)) THEN
-            RETURN;
-        END IF;
-    END LOOP;
-    IF pg_notification_queue_usage() < 0.5 AND (SELECT q.notify FROM pgq.queue q WHERE q.id = queue_id) THEN
+    IF pg_sequence_last_value('pgq.watched') > date_part('epoch', pgq._now()) - 60
+        AND pgq._is_watched(pgq._watch_key(queue_id))
+        AND pg_notification_queue_usage() < 0.5 AND (SELECT q.notify FROM pgq.queue q WHERE q.id = queue_id) THEN
         PERFORM pg_notify('pgq', queue);
     END IF;
 END;
@@ -196,7 +205,7 @@ COMMENT ON FUNCTION pgq._new_lane(pgq.queue, int, bigint, text) IS 'The lane tha
 -- Puts new jobs with these ids where they belong: into the open segment, or to the scheduled ones.
 CREATE FUNCTION pgq._add_jobs(
     ids bigint[], queue text, payloads jsonb[], task text, priority int, run_at timestamptz, max_attempts int,
-    group_keys text[], headers jsonb
+    group_keys text[], headers jsonb, after bigint[], on_dead text
 ) RETURNS void
     LANGUAGE plpgsql
 AS $$
@@ -219,6 +228,10 @@ BEGIN
     IF cardinality(ids) = 0 THEN
         RETURN;
     END IF;
+    IF after IS NOT NULL THEN
+        PERFORM pgq._make_wait(ids, after, on_dead, run_at), pgq._wake(v_queue.id, queue);
+        run_at := 'infinity';
+    END IF;
     IF run_at > pgq._now() THEN
         INSERT INTO pgq.scheduled (run_at, id, lane, enqueued_at, attempt, max_attempts, task, payload, headers, group_key)
         SELECT _add_jobs.run_at, u.id, pgq._new_lane(v_queue, _add_jobs.priority, u.id, u.group_key),
@@ -239,7 +252,7 @@ BEGIN
     PERFORM pgq._wake(v_queue.id, queue);
 END;
 $$;
-COMMENT ON FUNCTION pgq._add_jobs(bigint[], text, jsonb[], text, int, timestamptz, int, text[], jsonb) IS
+COMMENT ON FUNCTION pgq._add_jobs(bigint[], text, jsonb[], text, int, timestamptz, int, text[], jsonb, bigint[], text) IS
     'Adds jobs to a queue; raises PQ002, PQ004, 22004, 22023';
 
 CREATE FUNCTION pgq.enqueue_many(
@@ -261,7 +274,8 @@ BEGIN
     PERFORM pgq._check_payloads(payloads);
     PERFORM pgq._require('group_keys', coalesce(cardinality(group_keys) = cardinality(payloads), true), 'null or as long as payloads');
     v_ids := ARRAY(SELECT nextval('pgq.job_id') FROM generate_series(1, cardinality(payloads)));
-    PERFORM pgq._add_jobs(v_ids, queue, payloads, task, priority, pgq._due(run_at, delay), max_attempts, group_keys, headers);
+    PERFORM pgq._add_jobs(v_ids, queue, payloads, task, priority, pgq._due(run_at, delay), max_attempts, group_keys, headers,
+        NULL, NULL);
     RETURN QUERY SELECT u.id FROM unnest(v_ids) u (id);
 END;
 $$;

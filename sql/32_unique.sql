@@ -187,10 +187,12 @@ DECLARE
 BEGIN
     WHILE pgq._lives(job, true) LOOP
         UPDATE pgq.scheduled s
-        SET payload = _repeat.payload, task = _repeat.task, headers = _repeat.headers,
-            run_at = coalesce(_repeat.run_at, s.run_at)
+        SET payload = _repeat.payload, task = _repeat.task, headers = _repeat.headers
         WHERE s.id = job AND s.attempt = 1;
         IF FOUND THEN
+            IF run_at IS NOT NULL THEN
+                PERFORM pgq._put_off(job, run_at);
+            END IF;
             RETURN;
         END IF;
         UPDATE pgq.parked p SET payload = _repeat.payload, task = _repeat.task, headers = _repeat.headers
@@ -230,7 +232,9 @@ CREATE FUNCTION pgq.enqueue_unique_many(
     headers jsonb DEFAULT NULL,
     unique_until text DEFAULT NULL,
     unique_for interval DEFAULT NULL,
-    on_repeat text DEFAULT NULL
+    on_repeat text DEFAULT NULL,
+    after bigint[] DEFAULT NULL,
+    on_dead text DEFAULT 'fail'
 ) RETURNS SETOF pgq.enqueued
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -272,7 +276,8 @@ BEGIN
         ) k
         OFFSET 0
     ) t ON t.key = u.key;
-    PERFORM pgq._add_jobs(a.ids, queue, a.payloads, task, priority, run_at, max_attempts, a.group_keys, headers)
+    PERFORM pgq._add_jobs(a.ids, queue, a.payloads, task, priority, run_at, max_attempts, a.group_keys, headers,
+        after, on_dead)
     FROM (
         SELECT coalesce(array_agg(u.id ORDER BY u.n), '{}') AS ids, coalesce(array_agg(u.payload ORDER BY u.n), '{}') AS payloads,
             array_agg(u.group_key ORDER BY u.n) AS group_keys
@@ -292,7 +297,7 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION pgq.enqueue_unique_many(
-    text, jsonb[], text[], text, int, timestamptz, interval, int, text[], jsonb, text, interval, text
+    text, jsonb[], text[], text, int, timestamptz, interval, int, text[], jsonb, text, interval, text, bigint[], text
 ) IS
     'Adds one job per payload unless its unique key is held, as pgq.enqueue_unique does; keys may be null. Returns for each '
     'payload, in their order, the job''s id and whether it was added. Of several with one key the first is added, and the '
@@ -311,7 +316,9 @@ CREATE FUNCTION pgq.enqueue_unique(
     headers jsonb DEFAULT NULL,
     unique_until text DEFAULT NULL,
     unique_for interval DEFAULT NULL,
-    on_repeat text DEFAULT NULL
+    on_repeat text DEFAULT NULL,
+    after bigint[] DEFAULT NULL,
+    on_dead text DEFAULT 'fail'
 ) RETURNS pgq.enqueued
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -321,12 +328,12 @@ BEGIN
     PERFORM pgq._require('unique_key', unique_key IS NOT NULL OR NULL, '1 to 1000 bytes of text');
     SELECT * INTO v_enqueued FROM pgq.enqueue_unique_many(queue, ARRAY[payload], ARRAY[unique_key], task, priority, run_at,
         delay, max_attempts, CASE WHEN group_key IS NOT NULL THEN ARRAY[group_key] END, headers, unique_until, unique_for,
-        on_repeat);
+        on_repeat, after, on_dead);
     RETURN v_enqueued;
 END;
 $$;
 COMMENT ON FUNCTION pgq.enqueue_unique(
-    text, jsonb, text, int, timestamptz, interval, int, text, text, jsonb, text, interval, text
+    text, jsonb, text, int, timestamptz, interval, int, text, text, jsonb, text, interval, text, bigint[], text
 ) IS
     'Adds a job unless another one in the queue holds its unique key; returns the id of the one or the other, and whether it '
     'was added. unique_until: the key is held until the job has ended (finished), or only until it is claimed; or '

@@ -1,7 +1,7 @@
 -- claim, and the ways an attempt ends: ack, reject, release, snooze; extend in between.
 -- Tables: reads queue, line, ring, job, lease; appends to lease and outcome. A retry or a snoozed job goes to
 -- scheduled, a failure for good to dead, a released job to the front of the line. Those fail, release and snooze read
--- cancel_request. What has a permit gives it back (44_groups).
+-- cancel_request. What has a permit gives it back (44_groups), and what others wait for tells them (46_after).
 
 -- Claim ---------------------------------------------------------------------------------------------------------------
 
@@ -346,6 +346,9 @@ BEGIN
             PERFORM pgq._adopt();
         ELSIF v_queue.lines[1] < 0 THEN
             RETURN QUERY SELECT * FROM pgq._claim_limited(v_queue.id, batch, v_queue.expiry, worker);
+            IF NOT FOUND THEN
+                PERFORM pgq._look_around();
+            END IF;
             RETURN;
         ELSIF v_queue.lanes = 1 AND v_ordered IS NULL THEN
             v_ordered := pgq._in_order(v_queue.lines);
@@ -393,6 +396,7 @@ BEGIN
             END IF;
         END LOOP;
     END LOOP;
+    PERFORM pgq._look_around();
 END;
 $$;
 COMMENT ON FUNCTION pgq.claim(text, int, interval, text) IS
@@ -559,7 +563,7 @@ DECLARE
 BEGIN
     -- by slot: v_slot
     v_done := pgq._settle_0(id, lease, result);
-    IF v_done AND lease & 16 = 0 THEN
+    IF v_done AND lease & 16 = 0 AND pg_sequence_last_value('pgq.awaited') = 0 THEN
         RETURN;
     ELSIF NOT v_done THEN
         PERFORM pgq._settle_many(ARRAY[id], ARRAY[lease], '{done}', ARRAY[result], NULL);
@@ -567,8 +571,8 @@ BEGIN
             PERFORM pgq._lost(id, lease);
         END IF;
     END IF;
-    IF lease & 16 = 16 THEN
-        PERFORM pgq._hand_back(ARRAY[id], false);
+    IF lease & 16 = 16 OR pg_sequence_last_value('pgq.awaited') > 0 THEN
+        PERFORM pgq._hand_back(ARRAY[id], 'done');
     END IF;
 END;
 $$;
@@ -634,8 +638,8 @@ BEGIN
         -- by slot: v_slot
         v_done := pgq._done_0(ids, leases[1], results);
         IF v_done THEN
-            IF leases[1] & 16 = 16 THEN
-                PERFORM pgq._hand_back(ids, false);
+            IF leases[1] & 16 = 16 OR pg_sequence_last_value('pgq.awaited') > 0 THEN
+                PERFORM pgq._hand_back(ids, 'done');
             END IF;
             RETURN QUERY SELECT unnest(ids);
             RETURN;
@@ -656,8 +660,8 @@ BEGIN
             WHERE (u.lease = ANY (v_whole)) IS NOT TRUE
         ) u, pgq._settle_many(u.ids, u.leases, '{done}', u.results, NULL) s
     );
-    IF pgq._has_permits(leases) THEN
-        PERFORM pgq._hand_back(v_ids, false);
+    IF pgq._matters(leases) THEN
+        PERFORM pgq._hand_back(v_ids, 'done');
     END IF;
     RETURN QUERY SELECT unnest(v_ids);
 END;
@@ -752,10 +756,11 @@ BEGIN
         DELETE FROM pgq.cancel_request c USING failed f JOIN ended e ON e.id = f.id AND e.lease = f.lease
         WHERE f.stopped AND c.id = f.id
     ), handed_back AS (
-        SELECT pgq._hand_back(array_agg(f.id), f.again)
+        SELECT pgq._hand_back(array_agg(f.id),
+            CASE WHEN f.stopped THEN 'cancelled' WHEN NOT f.again THEN 'dead' END::pgq.outcome_kind)
         FROM failed f JOIN ended e ON e.id = f.id AND e.lease = f.lease
-        WHERE f.lease & 16 = 16
-        GROUP BY f.again
+        WHERE pgq._matters(ARRAY[f.lease])
+        GROUP BY f.stopped, f.again
     )
     SELECT f.id, CASE WHEN f.stopped THEN 'cancelled' WHEN f.again THEN 'retry' ELSE 'dead' END::pgq.outcome_kind
     FROM failed f JOIN ended e ON e.id = f.id AND e.lease = f.lease, (SELECT count(*) FROM handed_back) b;
@@ -828,9 +833,9 @@ BEGIN
         DELETE FROM pgq.cancel_request c USING held h JOIN ended e ON e.id = h.id AND e.lease = h.lease
         WHERE h.stopped AND c.id = h.id
     ), handed_back AS (
-        SELECT pgq._hand_back(array_agg(h.id), NOT h.stopped)
+        SELECT pgq._hand_back(array_agg(h.id), CASE WHEN h.stopped THEN 'cancelled' END::pgq.outcome_kind)
         FROM held h JOIN ended e ON e.id = h.id AND e.lease = h.lease
-        WHERE h.lease & 16 = 16
+        WHERE pgq._matters(ARRAY[h.lease])
         GROUP BY h.stopped
     )
     SELECT h.id, h.lane, h.enqueued_at, h.attempt, h.max_attempts, h.task, h.payload, h.headers, h.history, h.group_key,

@@ -179,7 +179,7 @@ BEGIN
         FROM (SELECT u.lane, array_agg(u.id) AS ids FROM unnest(ids, v_lanes) u (id, lane) GROUP BY u.lane) l,
             unnest(pgq._ready(v_slot, l.lane, l.ids, NULL)) p
     ) p, pgq._withdraw(v_slot, p.places, 'cancelled');
-    PERFORM pgq._hand_back(ids, false);
+    PERFORM pgq._hand_back(ids, 'cancelled');
     RETURN v_count;
 END;
 $$;
@@ -197,13 +197,13 @@ DECLARE
 BEGIN
     WHILE v_answer IS NULL LOOP
         CASE coalesce((SELECT s.state FROM pgq.job_status(_cancel.id) s), 'not found')
-            WHEN 'scheduled', 'retrying', 'parked' THEN
+            WHEN 'scheduled', 'waiting', 'retrying', 'parked' THEN
                 IF pgq._cancel_waiting(ARRAY[id]) > 0 THEN
                     v_answer := 'cancelled';
                 END IF;
             WHEN 'ready' THEN
                 IF EXISTS (SELECT FROM pgq._withdraw_job(_cancel.id, 'cancelled')) THEN
-                    PERFORM pgq._hand_back(ARRAY[id], false);
+                    PERFORM pgq._hand_back(ARRAY[id], 'cancelled');
                     v_answer := 'cancelled';
                 END IF;
             WHEN 'running' THEN
@@ -280,7 +280,7 @@ BEGIN
                 v_places := pgq._ready(v_slot, v_lane, NULL, task);
             END IF;
             v_gone := ARRAY(SELECT w.id FROM pgq._withdraw(v_slot, v_places, 'cancelled') w);
-            PERFORM pgq._hand_back(v_gone, false);
+            PERFORM pgq._hand_back(v_gone, 'cancelled');
             v_total := v_total + cardinality(v_gone);
         END LOOP;
     END LOOP;
@@ -369,6 +369,22 @@ COMMENT ON FUNCTION pgq._pursue() IS 'Looks after jobs that were asked to stop, 
 
 -- Another time, another priority -------------------------------------------------------------------------------------
 
+-- A job that waits for others goes on to wait for them.
+CREATE FUNCTION pgq._put_off(job bigint, run_at timestamptz) RETURNS SETOF bigint
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    RETURN QUERY
+    UPDATE pgq.scheduled s
+    SET run_at = CASE WHEN s.run_at < 'infinity' THEN greatest(_put_off.run_at, pgq._now()) ELSE s.run_at END
+    WHERE s.id = job
+    RETURNING s.id;
+    UPDATE pgq.dependent t SET not_before = _put_off.run_at
+    FROM pgq.scheduled s WHERE t.job_id = job AND s.id = job AND s.run_at = 'infinity';
+END;
+$$;
+COMMENT ON FUNCTION pgq._put_off(bigint, timestamptz) IS 'Gives a scheduled job another time; returns it';
+
 CREATE FUNCTION pgq.reschedule(id bigint, run_at timestamptz) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     SET enable_seqscan = off SET enable_bitmapscan = off
@@ -382,8 +398,8 @@ BEGIN
     PERFORM pgq._require('run_at', isfinite(run_at), 'a finite time');
     LOOP
         SELECT s.state, s.queue INTO v_job FROM pgq.job_status(reschedule.id) s;
-        IF v_job.state IN ('scheduled', 'retrying') THEN
-            UPDATE pgq.scheduled s SET run_at = greatest(reschedule.run_at, pgq._now()) WHERE s.id = reschedule.id;
+        IF v_job.state IN ('scheduled', 'waiting', 'retrying') THEN
+            PERFORM pgq._put_off(id, run_at);
         ELSIF (v_job.state IN ('ready', 'parked')) IS NOT TRUE THEN
             RETURN false;
         ELSIF run_at <= pgq._now() THEN
@@ -402,7 +418,8 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION pgq.reschedule(bigint, timestamptz) IS
-    'Lets a job that is scheduled, ready, parked or retrying wait until run_at; what is over by now is due now. Returns false, and '
+    'Lets a job that is scheduled, ready, parked or retrying wait until run_at; what is over by now is due now. One that waits '
+    'for others goes on to wait for them, and until run_at at least. Returns false, and '
     'changes nothing, if the job is running, has ended or is unknown. Keep the transaction short, as for pgq.cancel. '
     'Raises PQ003, 22023, 22004, 55P03 if a claiming transaction does not end within five seconds';
 
@@ -422,7 +439,7 @@ BEGIN
     PERFORM pgq._require('priority', priority BETWEEN -100 AND 100, 'between -100 (runs first) and 100 (runs last)');
     LOOP
         SELECT s.state, s.queue INTO v_job FROM pgq.job_status(set_priority.id) s;
-        IF v_job.state IN ('scheduled', 'retrying', 'ready', 'parked') IS NOT TRUE THEN
+        IF v_job.state IN ('scheduled', 'waiting', 'retrying', 'ready', 'parked') IS NOT TRUE THEN
             RETURN false;
         END IF;
         v_slot := pgq._hold();

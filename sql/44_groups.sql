@@ -144,22 +144,27 @@ END;
 $$;
 COMMENT ON FUNCTION pgq._end_permits(bigint[], boolean) IS 'Gives back the permits of jobs; returns their queues';
 
-CREATE FUNCTION pgq._hand_back(ids bigint[], again boolean) RETURNS void
+-- Whoever ends jobs for good says how; `kind` null: they get another attempt.
+CREATE FUNCTION pgq._hand_back(ids bigint[], kind pgq.outcome_kind) RETURNS void
     LANGUAGE plpgsql
 AS $$
 BEGIN
     PERFORM pgq._wake(q.id, q.name)
     FROM pgq.queue q
-    WHERE q.id IN (SELECT pgq._end_permits(ids, again))
+    WHERE q.id IN (SELECT pgq._end_permits(ids, kind IS NULL))
         AND (q.running_limit IS NOT NULL OR EXISTS (SELECT FROM pgq.parked_group g WHERE g.queue_id = q.id));
+    IF kind IS NOT NULL AND pg_sequence_last_value('pgq.awaited') > 0 THEN
+        PERFORM pgq._tell(ids, kind);
+    END IF;
 END;
 $$;
-COMMENT ON FUNCTION pgq._hand_back(bigint[], boolean) IS 'Gives back the permits of jobs that have ended, and wakes who waits for them';
+COMMENT ON FUNCTION pgq._hand_back(bigint[], pgq.outcome_kind) IS
+    'Gives back the permits of jobs whose attempt has ended, and tells those who wait for a permit or for these jobs';
 
-CREATE FUNCTION pgq._has_permits(leases bigint[]) RETURNS boolean
-    LANGUAGE sql IMMUTABLE
-AS $$ SELECT bool_or(l & 16 = 16) FROM unnest(leases) l $$;
-COMMENT ON FUNCTION pgq._has_permits(bigint[]) IS 'Whether jobs under these leases may have permits';
+CREATE FUNCTION pgq._matters(leases bigint[]) RETURNS boolean
+    LANGUAGE sql VOLATILE
+AS $$ SELECT pg_sequence_last_value('pgq.awaited') > 0 OR bool_or(l & 16 = 16) FROM unnest(leases) l $$;
+COMMENT ON FUNCTION pgq._matters(bigint[]) IS 'Whether jobs under these leases may have permits, or be waited for';
 
 CREATE FUNCTION pgq._look_again(queue_id int) RETURNS void
     LANGUAGE plpgsql
@@ -524,7 +529,7 @@ BEGIN
         SELECT m.job_id
         FROM (SELECT m.job_id FROM pgq.permit m WHERE m.job_id >= v_from AND m.state <> 'ended' ORDER BY m.job_id LIMIT 100) m
         WHERE NOT pgq._lives(m.job_id, false)
-    ), false);
+    ), 'cancelled');
 END;
 $$;
 COMMENT ON FUNCTION pgq._tidy_limits() IS 'Removes what rates need no longer, and permits that nobody has';

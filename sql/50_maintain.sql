@@ -469,7 +469,7 @@ BEGIN
             a.task, a.payload, a.headers, a.history, a.group_key
         FROM pgq._attempts(ids, leases) a;
     ELSE
-        PERFORM pgq._hand_back(ids, false);
+        PERFORM pgq._hand_back(ids, kind);
     END IF;
     RETURN QUERY SELECT u.id FROM unnest(ids) u (id);
 END;
@@ -793,7 +793,7 @@ BEGIN
 
     PERFORM pgq._archive_stragglers();
     IF pgq._due_again('tidy', '1 minute') THEN
-        PERFORM pgq._archive_drop(), pgq._tidy_keys(), pgq._tidy_limits(), pgq._forget_progress();
+        PERFORM pgq._archive_drop(), pgq._tidy_keys(), pgq._tidy_limits(), pgq._tidy_dependents(), pgq._forget_progress();
         DELETE FROM pgq.line l USING pgq.line d
         WHERE d.queue_id = l.queue_id AND d.lane = l.lane AND d.ctid < l.ctid;
     END IF;
@@ -811,16 +811,17 @@ AS $$
 DECLARE
     v_done jsonb := pgq.rotate();  -- first, see there
     v_fired bigint := pgq._fire();
+    v_resolved bigint := pgq._resolve(100);
     v_promoted bigint := pgq.promote();
     v_reaped bigint := pgq.reap();
     v_now timestamptz := pgq._now();
 BEGIN
     PERFORM pgq._pursue();
     RETURN v_done || jsonb_build_object('fired', v_fired, 'promoted', v_promoted, 'reaped', v_reaped, 'more',
-        v_promoted >= 10000 OR v_reaped >= 10000 OR coalesce((v_done -> 'more')::boolean, false)
+        greatest(v_resolved, v_promoted, v_reaped) >= 10000 OR coalesce((v_done -> 'more')::boolean, false)
         OR v_fired > 0 AND EXISTS (SELECT FROM pgq.schedule s WHERE coalesce(s.retry_at, s.next_at) <= v_now));
 END;
 $$;
 COMMENT ON FUNCTION pgq.maintain() IS
-    'Does what is due: pgq.promote, pgq.reap, pgq.rotate, and the jobs of pgq.schedule. Call it about once a second, from '
-    'anywhere; workers do. Returns what was done; "more": true if it is worth calling again at once. Raises PQ003';
+    'Does what is due: pgq.promote, pgq.reap, pgq.rotate, the jobs of pgq.schedule, and those that waited for others. Call '
+    'it about once a second, from anywhere; workers do. Returns what was done; "more": true if it is worth calling again at once. Raises PQ003';

@@ -174,7 +174,7 @@ END;
 $$;
 COMMENT ON FUNCTION pgq._clear_ready(pgq.queue) IS 'Cancels all jobs of a queue that can be claimed';
 
-CREATE FUNCTION pgq._clear_scheduled(queue_id int, retries boolean) RETURNS bigint
+CREATE FUNCTION pgq._clear_scheduled(queue_id int, state text) RETURNS bigint
     LANGUAGE plpgsql
 AS $$
 DECLARE
@@ -183,18 +183,17 @@ DECLARE
 BEGIN
     WITH gone AS (
         DELETE FROM pgq.scheduled s
-        WHERE s.lane >> 16 = _clear_scheduled.queue_id AND (retries IS NULL OR (s.attempt > 1) = retries)
+        WHERE s.lane >> 16 = _clear_scheduled.queue_id AND (state IS NULL OR pgq._state_of(s.run_at, s.attempt) = state)
         RETURNING s.id
     ), freed AS (
         DELETE FROM pgq.unique_key k USING gone g WHERE k.job_id = g.id AND k.held_until IS NULL
     )
     SELECT array_agg(g.id), count(*) INTO v_ids, v_count FROM gone g;
-    PERFORM pgq._hand_back(v_ids, false);
+    PERFORM pgq._hand_back(v_ids, 'cancelled');
     RETURN v_count;
 END;
 $$;
-COMMENT ON FUNCTION pgq._clear_scheduled(int, boolean) IS
-    'Throws away the scheduled jobs of a queue: those that were tried before, those that were not, or all';
+COMMENT ON FUNCTION pgq._clear_scheduled(int, text) IS 'Throws away the scheduled jobs of a queue: those in one state, or all';
 
 CREATE FUNCTION pgq._clear_parked(queue_id int) RETURNS bigint
     LANGUAGE plpgsql
@@ -224,8 +223,8 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION pgq.purge(text) IS
-    'Cancels every waiting, parked, scheduled and retrying job of a queue and returns how many; running ones and dead letters stay. '
-    'Raises PQ002, PQ003, 55P03 if a claiming transaction does not end within five seconds';
+    'Cancels every ready, parked, scheduled, waiting and retrying job of a queue and returns how many; running ones and dead '
+    'letters stay. Raises PQ002, PQ003, 55P03 if a claiming transaction does not end within five seconds';
 
 -- A function of its own: another argument of pgq.purge would be another function, and what was granted would be lost.
 CREATE FUNCTION pgq.purge_state(queue text, state text) RETURNS bigint
@@ -237,8 +236,8 @@ DECLARE
     v_count bigint;
 BEGIN
     PERFORM pgq._read_committed();
-    PERFORM pgq._require('state', state IN ('ready', 'parked', 'scheduled', 'retrying', 'dead', 'archived'),
-        'ready, parked, scheduled, retrying, dead or archived');
+    PERFORM pgq._require('state', state IN ('ready', 'parked', 'scheduled', 'waiting', 'retrying', 'dead', 'archived'),
+        'ready, parked, scheduled, waiting, retrying, dead or archived');
     CASE state
         WHEN 'ready' THEN
             RETURN pgq._clear_ready(v_queue);
@@ -251,13 +250,13 @@ BEGIN
             GET DIAGNOSTICS v_count = ROW_COUNT;
             RETURN v_count;
         ELSE
-            RETURN pgq._clear_scheduled(v_queue.id, state = 'retrying');
+            RETURN pgq._clear_scheduled(v_queue.id, state);
     END CASE;
 END;
 $$;
 COMMENT ON FUNCTION pgq.purge_state(text, text) IS
-    'Of a queue throws away what is in one state and returns how many: ready, parked, scheduled or retrying jobs are cancelled, as '
-    'by pgq.purge; dead: its dead letters, as by pgq.discard_where; archived: the ended attempts that are in the archive by '
+    'Of a queue throws away what is in one state and returns how many: ready, parked, scheduled, waiting or retrying jobs are '
+    'cancelled, as by pgq.purge; dead: its dead letters, as by pgq.discard_where; archived: the ended attempts that are in the archive by '
     'now. Raises PQ002, PQ003, 22023, 55P03 if another transaction does not end within five seconds';
 
 -- Running attempts of a queue, wherever they are.
@@ -309,7 +308,7 @@ BEGIN
     END LOOP;
     PERFORM pg_advisory_xact_lock(pgq._gate_key(v_queue.id));
     PERFORM pg_advisory_xact_lock(pgq._lane_key(l)) FROM pgq._lanes_of(v_queue) l;
-    SELECT coalesce(sum(s.ready + s.parked + s.scheduled + s.retrying + s.dead), 0)
+    SELECT coalesce(sum(s.ready + s.parked + s.scheduled + s.waiting + s.retrying + s.dead), 0)
         + (SELECT count(*) FROM generate_series(0, 15) n, pgq._running(n, v_queue.id))
         + (SELECT count(*) FROM pgq.straggler t WHERE t.lane >> 16 = v_queue.id AND t.kind IS NULL)
     INTO v_count
@@ -378,7 +377,7 @@ BEGIN
         FROM unnest(v_ids) q (id)
         CROSS JOIN LATERAL (
             SELECT s.run_at FROM pgq.scheduled s
-            WHERE s.lane >> 16 = q.id AND s.run_at >= pgq._marked('promote')
+            WHERE s.lane >> 16 = q.id AND s.run_at >= pgq._marked('promote') AND s.run_at < 'infinity'
             ORDER BY s.run_at LIMIT 1
         ) n
     );

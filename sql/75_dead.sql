@@ -1,5 +1,5 @@
 -- Dead letters: listed, sent back to work, thrown away.
--- Tables: reads and deletes from dead; appends to job, or to scheduled.
+-- Tables: reads and deletes from dead; reads dependency; appends to job, or to scheduled.
 
 CREATE TYPE pgq.dead_letter AS (
     id bigint,
@@ -111,22 +111,31 @@ DECLARE
     v_queue pgq.queue := pgq._producing(queue);
     v_now CONSTANT timestamptz := pgq._now();
     v_count bigint;
+    v_waits boolean;
 BEGIN
+    PERFORM pg_advisory_xact_lock_shared(pgq._task_key(6));  -- see pgq._make_wait
     WITH gone AS MATERIALIZED (
-        SELECT d.*, pgq._home(pgq._front(d.lane), d.id, v_queue.shards) AS home
+        SELECT d.*, pgq._home(pgq._front(d.lane), d.id, v_queue.shards) AS home,
+            EXISTS (SELECT FROM pgq.dependency n WHERE n.job_id = d.id OFFSET 0) AS waits
         FROM pgq._take_dead(v_queue.id, ids, task, error, since, before, n) d
     ), ready AS (
         INSERT INTO pgq.job (lane, xid, id, enqueued_at, slot, attempt, max_attempts, task, payload, headers, history, group_key)
         SELECT g.home, pg_current_xact_id(), g.id, g.enqueued_at, v_slot, 1, g.max_attempts, g.task, g.payload,
             g.headers, g.history, g.group_key
-        FROM gone g WHERE per_second IS NULL
+        FROM gone g WHERE per_second IS NULL AND NOT g.waits
     ), later AS (
         INSERT INTO pgq.scheduled (run_at, id, lane, enqueued_at, attempt, max_attempts, task, payload, headers, history, group_key)
-        SELECT v_now + (row_number() OVER (ORDER BY g.id) - 1) / per_second * interval '1 second', g.id, g.home,
-            g.enqueued_at, 1, g.max_attempts, g.task, g.payload, g.headers, g.history, g.group_key
-        FROM gone g WHERE per_second IS NOT NULL
+        SELECT CASE WHEN g.waits THEN 'infinity'
+                ELSE v_now + (row_number() OVER (ORDER BY g.id) - 1) / per_second * interval '1 second' END,
+            g.id, g.home, g.enqueued_at, 1, g.max_attempts, g.task, g.payload, g.headers, g.history, g.group_key
+        FROM gone g WHERE per_second IS NOT NULL OR g.waits
+    ), again AS (
+        UPDATE pgq.dependent t SET given_up = false FROM gone g WHERE g.waits AND t.job_id = g.id
     )
-    SELECT count(*) INTO v_count FROM gone;
+    SELECT count(*), bool_or(g.waits) INTO v_count, v_waits FROM gone g;
+    IF v_waits THEN
+        PERFORM setval('pgq.first_waiting', 0);
+    END IF;
     IF v_count > 0 AND per_second IS NULL THEN
         PERFORM pgq._wake(v_queue.id, queue);
     END IF;
@@ -145,7 +154,8 @@ END;
 $$;
 COMMENT ON FUNCTION pgq.redrive(text, bigint[]) IS
     'Sends dead letters of a queue back to work, all or those with these ids, with all their attempts before them; their '
-    'history stays. Returns how many. Raises PQ002';
+    'history stays. Those that died because others did, which they waited for, wait for them again. Returns how many. '
+    'Raises PQ002';
 
 CREATE FUNCTION pgq.redrive_where(
     queue text,

@@ -19,10 +19,10 @@ COMMENT ON TYPE pgq.job_state IS 'Where a job stands';
 COMMENT ON COLUMN pgq.job_state.id IS 'Job id';
 COMMENT ON COLUMN pgq.job_state.queue IS 'Queue';
 COMMENT ON COLUMN pgq.job_state.task IS 'What to do';
-COMMENT ON COLUMN pgq.job_state.state IS 'scheduled, ready, running, retrying, parked, done, dead or cancelled';
+COMMENT ON COLUMN pgq.job_state.state IS 'scheduled, waiting (for other jobs), ready, running, retrying, parked, done, dead or cancelled';
 COMMENT ON COLUMN pgq.job_state.attempt IS 'Number of the attempt: the one running, the last one, or the one to come';
 COMMENT ON COLUMN pgq.job_state.enqueued_at IS 'When the job was first enqueued';
-COMMENT ON COLUMN pgq.job_state.run_at IS 'When it is due, if it is scheduled or retrying';
+COMMENT ON COLUMN pgq.job_state.run_at IS 'When it is due, if it is scheduled or retrying; at the earliest, if it waits for others';
 COMMENT ON COLUMN pgq.job_state.started_at IS 'When the attempt was claimed';
 COMMENT ON COLUMN pgq.job_state.finished_at IS 'When the job ended';
 COMMENT ON COLUMN pgq.job_state.result IS 'What the handler returned';
@@ -120,8 +120,11 @@ DECLARE
 BEGIN
     PERFORM pgq._require('id', id IS NOT NULL OR NULL, 'the id of a job');
     RETURN QUERY
-    SELECT s.id, q.name, s.task, CASE WHEN s.attempt = 1 THEN 'scheduled' ELSE 'retrying' END, s.attempt::int,
-        s.enqueued_at, s.run_at, NULL::timestamptz, NULL::timestamptz, NULL::jsonb, s.history -> -1 ->> 'error'
+    SELECT s.id, q.name, s.task,
+        pgq._state_of(s.run_at, s.attempt), s.attempt::int,
+        s.enqueued_at, CASE WHEN s.run_at = 'infinity' THEN (
+            SELECT t.not_before FROM pgq.dependent t WHERE t.job_id = s.id
+        ) ELSE s.run_at END, NULL::timestamptz, NULL::timestamptz, NULL::jsonb, s.history -> -1 ->> 'error'
     FROM pgq.scheduled s JOIN pgq.queue q ON q.id = s.lane >> 16
     WHERE s.id = job_status.id
     UNION ALL
@@ -427,7 +430,8 @@ CREATE TYPE pgq.queue_stat AS (
     retrying bigint,
     dead bigint,
     oldest_ready interval,
-    parked bigint
+    parked bigint,
+    waiting bigint
 );
 COMMENT ON TYPE pgq.queue_stat IS 'What a queue holds';
 COMMENT ON COLUMN pgq.queue_stat.queue IS 'Queue';
@@ -439,6 +443,7 @@ COMMENT ON COLUMN pgq.queue_stat.retrying IS 'Failed jobs that wait for their ne
 COMMENT ON COLUMN pgq.queue_stat.dead IS 'Dead letters';
 COMMENT ON COLUMN pgq.queue_stat.oldest_ready IS 'Age of the oldest job that can be claimed, counted from enqueued_at';
 COMMENT ON COLUMN pgq.queue_stat.parked IS 'Jobs that wait for a limit of their group or queue';
+COMMENT ON COLUMN pgq.queue_stat.waiting IS 'Jobs that wait for other jobs to end';
 
 CREATE TYPE pgq.lane_stat AS (queue_id int, ready bigint, running bigint, oldest timestamptz);
 COMMENT ON TYPE pgq.lane_stat IS 'What a segment holds for a queue';
@@ -514,15 +519,16 @@ AS $$
 BEGIN
     RETURN QUERY
     SELECT q.name, q.paused, coalesce(c.ready, 0), coalesce(c.running, 0), coalesce(s.scheduled, 0),
-        coalesce(s.retrying, 0), coalesce(d.dead, 0), pgq._now() - c.oldest, coalesce(p.parked, 0)
+        coalesce(s.retrying, 0), coalesce(d.dead, 0), pgq._now() - c.oldest, coalesce(p.parked, 0),
+        coalesce(s.waiting, 0)
     FROM pgq.queue q
     LEFT JOIN (
         SELECT c.queue_id, sum(c.ready)::bigint AS ready, sum(c.running)::bigint AS running, min(c.oldest) AS oldest
         FROM pgq._counts() c GROUP BY c.queue_id
     ) c ON c.queue_id = q.id
     LEFT JOIN (
-        SELECT s.lane >> 16 AS queue_id, count(*) FILTER (WHERE s.attempt = 1) AS scheduled,
-            count(*) FILTER (WHERE s.attempt > 1) AS retrying
+        SELECT s.lane >> 16 AS queue_id, count(*) FILTER (WHERE s.attempt = 1 AND s.run_at < 'infinity') AS scheduled,
+            count(*) FILTER (WHERE s.attempt > 1) AS retrying, count(*) FILTER (WHERE s.run_at = 'infinity') AS waiting
         FROM pgq.scheduled s GROUP BY s.lane >> 16
     ) s ON s.queue_id = q.id
     LEFT JOIN (
@@ -547,6 +553,7 @@ COMMENT ON COLUMN pgq.queue_stats.retrying IS 'Failed jobs that wait for their n
 COMMENT ON COLUMN pgq.queue_stats.dead IS 'Dead letters';
 COMMENT ON COLUMN pgq.queue_stats.oldest_ready IS 'Age of the oldest job that can be claimed';
 COMMENT ON COLUMN pgq.queue_stats.parked IS 'Jobs that wait for a limit of their group or queue';
+COMMENT ON COLUMN pgq.queue_stats.waiting IS 'Jobs that wait for other jobs to end';
 
 CREATE FUNCTION pgq.version() RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE

@@ -36,8 +36,8 @@ CREATE FUNCTION pgq.grant_producer(role regrole) RETURNS void
 AS $$
 BEGIN
     PERFORM pgq._grant(role, '{
-        pgq.enqueue, pgq.enqueue_many, pgq.enqueue_unique, pgq.enqueue_unique_many, pgq.enqueue_row, pgq.enqueue_rows,
-        pgq.version
+        pgq.enqueue, pgq.enqueue_many, pgq.enqueue_unique, pgq.enqueue_unique_many, pgq.enqueue_after,
+        pgq.enqueue_many_after, pgq.batch, pgq.add_to_batch, pgq.enqueue_row, pgq.enqueue_rows, pgq.version
     }');
 END;
 $$;
@@ -69,7 +69,8 @@ BEGIN
         pgq.create_queue, pgq.alter_queue, pgq.set_unique, pgq.set_limits, pgq.drop_queue, pgq.pause, pgq.resume, pgq.purge,
         pgq.purge_state, pgq.cancel, pgq.cancel_many, pgq.reschedule, pgq.set_priority, pgq.schedule, pgq.unschedule,
         pgq.next_runs, pgq.dead_letters, pgq.redrive, pgq.redrive_where, pgq.discard, pgq.discard_where,
-        pgq.job_status, pgq.wait, pgq.attempts, pgq.job_progress, pgq.stats, pgq.doctor,
+        pgq.job_status, pgq.batch_status, pgq.waits_for, pgq.wait, pgq.watch_job,
+        pgq.unwatch_job, pgq.attempts, pgq.job_progress, pgq.stats, pgq.doctor,
         pgq.grant_producer, pgq.grant_consumer, pgq.grant_admin
     }');
     EXECUTE format('GRANT SELECT ON pgq.queue_stats, pgq.archive, pgq.schedule TO %s', role);

@@ -50,6 +50,7 @@ COMMENT ON TABLE pgq.job IS 'One row per attempt that may be claimed. Truncated 
 COMMENT ON COLUMN pgq.mark.kind IS 'reap, promote, sweep, tidy, cancel';
 ALTER TABLE pgq.job ADD COLUMN group_key text;
 COMMENT ON COLUMN pgq.job.group_key IS 'The group that it belongs to; null: none';
+COMMENT ON COLUMN pgq.scheduled.run_at IS 'When the job becomes ready; infinity: when the jobs have ended that it waits for (pgq.dependent)';
 ALTER TABLE pgq.scheduled ADD COLUMN group_key text;
 COMMENT ON COLUMN pgq.scheduled.group_key IS 'The group that it belongs to; null: none';
 ALTER TABLE pgq.dead ADD COLUMN group_key text;
@@ -60,10 +61,22 @@ ALTER TYPE pgq.attempt ADD ATTRIBUTE group_key text;
 COMMENT ON COLUMN pgq.attempt.group_key IS 'The group that it belongs to';
 ALTER TYPE pgq.queue_stat ADD ATTRIBUTE parked bigint;
 COMMENT ON COLUMN pgq.queue_stat.parked IS 'Jobs that wait for a limit of their group or queue';
+ALTER TYPE pgq.queue_stat ADD ATTRIBUTE waiting bigint;
+COMMENT ON COLUMN pgq.queue_stat.waiting IS 'Jobs that wait for other jobs to end';
 COMMENT ON TABLE pgq.line IS 'Lines in use: for each queue and priority the front lane, all shards, or one of the gate''s';
 COMMENT ON COLUMN pgq.line.lane IS 'The front lane, the first of the shards, or a lane of the gate; -1: claims of this queue go through the gate';
 CREATE SEQUENCE pgq.turn;
 COMMENT ON SEQUENCE pgq.turn IS 'Turns of the groups of fair queues';
+CREATE SEQUENCE pgq.awaited MINVALUE 0;
+COMMENT ON SEQUENCE pgq.awaited IS '1: somebody may be waiting for the end of jobs, so it is told';
+CREATE SEQUENCE pgq.waited_on MINVALUE 0;
+COMMENT ON SEQUENCE pgq.waited_on IS 'When a session last began to wait for the end of a job, in seconds';
+CREATE SEQUENCE pgq.looked_after MINVALUE 0;
+COMMENT ON SEQUENCE pgq.looked_after IS 'The last job that waits for others which was looked after, see pgq._look_after';
+CREATE SEQUENCE pgq.first_waiting MINVALUE 0;
+COMMENT ON SEQUENCE pgq.first_waiting IS 'No job up to this one waits for others, as far as was seen';
+SELECT setval('pgq.awaited', 0), setval('pgq.waited_on', 0), setval('pgq.looked_after', 0),
+    setval('pgq.first_waiting', 0);
 CREATE OR REPLACE FUNCTION pgq._new_lease(slot int) RETURNS bigint
     LANGUAGE sql VOLATILE
 AS $$ SELECT (nextval('pgq.lease_id') << 12) | (floor(random() * 128)::bigint << 5) | slot $$;
@@ -203,6 +216,49 @@ COMMENT ON COLUMN pgq.start.at IS 'When they were claimed; never before the row 
 COMMENT ON COLUMN pgq.start.jobs IS 'How many';
 COMMENT ON COLUMN pgq.start.total IS 'How many by then';
 
+CREATE TABLE pgq.dependent (
+    job_id bigint NOT NULL,
+    on_dead text NOT NULL,
+    not_before timestamptz,
+    xid xid8 NOT NULL,
+    done int NOT NULL DEFAULT 0,
+    failed int NOT NULL DEFAULT 0,
+    given_up boolean NOT NULL DEFAULT false,
+    CONSTRAINT dependent_job_id_pkey PRIMARY KEY (job_id),
+    CONSTRAINT dependent_on_dead_check CHECK (on_dead IN ('fail', 'skip', 'run'))
+) WITH (fillfactor = 50);
+CREATE INDEX dependent_job_id_idx ON pgq.dependent (job_id) WHERE NOT given_up;
+COMMENT ON TABLE pgq.dependent IS
+    'Jobs that wait for others: scheduled ones, whose run_at is infinity, and dead letters that would wait again';
+COMMENT ON COLUMN pgq.dependent.job_id IS 'Job id';
+COMMENT ON COLUMN pgq.dependent.on_dead IS 'What it does if one of the others dies or is cancelled: fail, skip or run';
+COMMENT ON COLUMN pgq.dependent.not_before IS 'When it is due at the earliest; null: as soon as they have ended';
+COMMENT ON COLUMN pgq.dependent.xid IS 'The transaction that enqueued it. An id nobody knows may be that of a job of one that ran then';
+COMMENT ON COLUMN pgq.dependent.done IS 'How many of the others are known to be done';
+COMMENT ON COLUMN pgq.dependent.failed IS 'How many of them have ended otherwise';
+COMMENT ON COLUMN pgq.dependent.given_up IS 'Whether it is a dead letter because of one of them; if it is redriven, it waits again';
+
+CREATE TABLE pgq.dependency (
+    after_id bigint NOT NULL,
+    job_id bigint NOT NULL,
+    CONSTRAINT dependency_after_id_job_id_pkey PRIMARY KEY (after_id, job_id)
+);
+CREATE INDEX dependency_job_id_after_id_idx ON pgq.dependency (job_id, after_id);
+COMMENT ON TABLE pgq.dependency IS 'What jobs wait for; a row goes when the job that it names has ended';
+COMMENT ON COLUMN pgq.dependency.after_id IS 'The job that must end first';
+COMMENT ON COLUMN pgq.dependency.job_id IS 'The job that waits';
+
+CREATE TABLE pgq.ended (
+    at timestamptz NOT NULL,
+    job_id bigint NOT NULL,
+    kind pgq.outcome_kind NOT NULL
+);
+CREATE INDEX ended_at_idx ON pgq.ended (at);
+COMMENT ON TABLE pgq.ended IS 'Jobs that others wait for and that have ended, told by whoever ended them, until pgq._resolve knows';
+COMMENT ON COLUMN pgq.ended.at IS 'When';
+COMMENT ON COLUMN pgq.ended.job_id IS 'Job id';
+COMMENT ON COLUMN pgq.ended.kind IS 'How: done, dead or cancelled';
+
 CREATE TABLE pgq.cancel_request (
     id bigint NOT NULL,
     at timestamptz NOT NULL,
@@ -286,6 +342,19 @@ BEGIN
     ) a;
 END;
 $$;
+COMMENT ON FUNCTION pgq._task_key(int) IS
+    'Advisory lock of a task that one session does at a time: 1 the ring, 2 reap, 3 promote, 4 drop a queue, 5 resolve; '
+    '6, shared: let a job wait for others';
+
+CREATE FUNCTION pgq._wait_key(job bigint) RETURNS bigint
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+AS $$ SELECT 8099567318138355712 | (job & 4294967295) $$;
+COMMENT ON FUNCTION pgq._wait_key(bigint) IS 'Advisory lock of a job, held in shared mode by sessions that wait for its end';
+
+CREATE FUNCTION pgq._state_of(run_at timestamptz, attempt smallint) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+AS $$ SELECT CASE WHEN run_at = 'infinity' THEN 'waiting' WHEN attempt = 1 THEN 'scheduled' ELSE 'retrying' END $$;
+COMMENT ON FUNCTION pgq._state_of(timestamptz, smallint) IS 'The state of a job in pgq.scheduled';
 
 -- 30_produce ----------------------------------------------------------------------------------------------------------
 
@@ -389,7 +458,7 @@ COMMENT ON FUNCTION pgq._check_payloads(jsonb[]) IS 'Raises 22004';
 
 CREATE FUNCTION pgq._add_jobs(
     ids bigint[], queue text, payloads jsonb[], task text, priority int, run_at timestamptz, max_attempts int,
-    group_keys text[], headers jsonb
+    group_keys text[], headers jsonb, after bigint[], on_dead text
 ) RETURNS void
     LANGUAGE plpgsql
 AS $$
@@ -412,6 +481,10 @@ BEGIN
     IF cardinality(ids) = 0 THEN
         RETURN;
     END IF;
+    IF after IS NOT NULL THEN
+        PERFORM pgq._make_wait(ids, after, on_dead, run_at), pgq._wake(v_queue.id, queue);
+        run_at := 'infinity';
+    END IF;
     IF run_at > pgq._now() THEN
         INSERT INTO pgq.scheduled (run_at, id, lane, enqueued_at, attempt, max_attempts, task, payload, headers, group_key)
         SELECT _add_jobs.run_at, u.id, pgq._new_lane(v_queue, _add_jobs.priority, u.id, u.group_key),
@@ -432,7 +505,7 @@ BEGIN
     PERFORM pgq._wake(v_queue.id, queue);
 END;
 $$;
-COMMENT ON FUNCTION pgq._add_jobs(bigint[], text, jsonb[], text, int, timestamptz, int, text[], jsonb) IS
+COMMENT ON FUNCTION pgq._add_jobs(bigint[], text, jsonb[], text, int, timestamptz, int, text[], jsonb, bigint[], text) IS
     'Adds jobs to a queue; raises PQ002, PQ004, 22004, 22023';
 
 CREATE OR REPLACE FUNCTION pgq.enqueue_many(
@@ -454,7 +527,8 @@ BEGIN
     PERFORM pgq._check_payloads(payloads);
     PERFORM pgq._require('group_keys', coalesce(cardinality(group_keys) = cardinality(payloads), true), 'null or as long as payloads');
     v_ids := ARRAY(SELECT nextval('pgq.job_id') FROM generate_series(1, cardinality(payloads)));
-    PERFORM pgq._add_jobs(v_ids, queue, payloads, task, priority, pgq._due(run_at, delay), max_attempts, group_keys, headers);
+    PERFORM pgq._add_jobs(v_ids, queue, payloads, task, priority, pgq._due(run_at, delay), max_attempts, group_keys, headers,
+        NULL, NULL);
     RETURN QUERY SELECT u.id FROM unnest(v_ids) u (id);
 END;
 $$;
@@ -481,6 +555,41 @@ AS $$
     SELECT pgq._lane(queue.id, priority, CASE WHEN group_key IS NULL THEN (job % queue.shards)::int + 1 ELSE 97 END)
 $$;
 COMMENT ON FUNCTION pgq._new_lane(pgq.queue, int, bigint, text) IS 'The lane that a job joins: a shard, or the gate''s if it has a group';
+
+-- enqueue, enqueue_many, and the wake-up of idle workers.
+-- Tables: reads queue, line, epoch; appends to job, or to scheduled if it is for later or waits for others (46_after);
+-- adds to line on first use.
+
+-- A sleeping worker holds the queue's watch lock in shared mode, so trying for it in exclusive mode tells whether there
+-- is one, without a table that every idle worker would keep writing to. Two producers that try in the same microsecond
+-- look like a worker to each other; looking twice more makes that rare, and it is harmless: one NOTIFY too many.
+CREATE FUNCTION pgq._is_watched(key bigint) RETURNS boolean
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    FOR v_look IN 1..3 LOOP
+        IF pg_try_advisory_lock(key) AND pg_advisory_unlock(key) THEN
+            RETURN false;
+        END IF;
+    END LOOP;
+    RETURN true;
+END;
+$$;
+COMMENT ON FUNCTION pgq._is_watched(bigint) IS 'Whether another session holds an advisory lock';
+
+-- If nobody began to wait during the last minute, they do not try at all: the lock is hot.
+-- NOTIFY takes a lock of the whole cluster at commit, so it is sent only if somebody waits.
+CREATE OR REPLACE FUNCTION pgq._wake(queue_id int, queue text) RETURNS void
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    IF pg_sequence_last_value('pgq.watched') > date_part('epoch', pgq._now()) - 60
+        AND pgq._is_watched(pgq._watch_key(queue_id))
+        AND pg_notification_queue_usage() < 0.5 AND (SELECT q.notify FROM pgq.queue q WHERE q.id = queue_id) THEN
+        PERFORM pg_notify('pgq', queue);
+    END IF;
+END;
+$$;
 
 -- 32_unique -----------------------------------------------------------------------------------------------------------
 
@@ -657,10 +766,12 @@ DECLARE
 BEGIN
     WHILE pgq._lives(job, true) LOOP
         UPDATE pgq.scheduled s
-        SET payload = _repeat.payload, task = _repeat.task, headers = _repeat.headers,
-            run_at = coalesce(_repeat.run_at, s.run_at)
+        SET payload = _repeat.payload, task = _repeat.task, headers = _repeat.headers
         WHERE s.id = job AND s.attempt = 1;
         IF FOUND THEN
+            IF run_at IS NOT NULL THEN
+                PERFORM pgq._put_off(job, run_at);
+            END IF;
             RETURN;
         END IF;
         UPDATE pgq.parked p SET payload = _repeat.payload, task = _repeat.task, headers = _repeat.headers
@@ -700,7 +811,9 @@ CREATE FUNCTION pgq.enqueue_unique_many(
     headers jsonb DEFAULT NULL,
     unique_until text DEFAULT NULL,
     unique_for interval DEFAULT NULL,
-    on_repeat text DEFAULT NULL
+    on_repeat text DEFAULT NULL,
+    after bigint[] DEFAULT NULL,
+    on_dead text DEFAULT 'fail'
 ) RETURNS SETOF pgq.enqueued
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -742,7 +855,8 @@ BEGIN
         ) k
         OFFSET 0
     ) t ON t.key = u.key;
-    PERFORM pgq._add_jobs(a.ids, queue, a.payloads, task, priority, run_at, max_attempts, a.group_keys, headers)
+    PERFORM pgq._add_jobs(a.ids, queue, a.payloads, task, priority, run_at, max_attempts, a.group_keys, headers,
+        after, on_dead)
     FROM (
         SELECT coalesce(array_agg(u.id ORDER BY u.n), '{}') AS ids, coalesce(array_agg(u.payload ORDER BY u.n), '{}') AS payloads,
             array_agg(u.group_key ORDER BY u.n) AS group_keys
@@ -762,7 +876,7 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION pgq.enqueue_unique_many(
-    text, jsonb[], text[], text, int, timestamptz, interval, int, text[], jsonb, text, interval, text
+    text, jsonb[], text[], text, int, timestamptz, interval, int, text[], jsonb, text, interval, text, bigint[], text
 ) IS
     'Adds one job per payload unless its unique key is held, as pgq.enqueue_unique does; keys may be null. Returns for each '
     'payload, in their order, the job''s id and whether it was added. Of several with one key the first is added, and the '
@@ -781,7 +895,9 @@ CREATE FUNCTION pgq.enqueue_unique(
     headers jsonb DEFAULT NULL,
     unique_until text DEFAULT NULL,
     unique_for interval DEFAULT NULL,
-    on_repeat text DEFAULT NULL
+    on_repeat text DEFAULT NULL,
+    after bigint[] DEFAULT NULL,
+    on_dead text DEFAULT 'fail'
 ) RETURNS pgq.enqueued
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -791,12 +907,12 @@ BEGIN
     PERFORM pgq._require('unique_key', unique_key IS NOT NULL OR NULL, '1 to 1000 bytes of text');
     SELECT * INTO v_enqueued FROM pgq.enqueue_unique_many(queue, ARRAY[payload], ARRAY[unique_key], task, priority, run_at,
         delay, max_attempts, CASE WHEN group_key IS NOT NULL THEN ARRAY[group_key] END, headers, unique_until, unique_for,
-        on_repeat);
+        on_repeat, after, on_dead);
     RETURN v_enqueued;
 END;
 $$;
 COMMENT ON FUNCTION pgq.enqueue_unique(
-    text, jsonb, text, int, timestamptz, interval, int, text, text, jsonb, text, interval, text
+    text, jsonb, text, int, timestamptz, interval, int, text, text, jsonb, text, interval, text, bigint[], text
 ) IS
     'Adds a job unless another one in the queue holds its unique key; returns the id of the one or the other, and whether it '
     'was added. unique_until: the key is held until the job has ended (finished), or only until it is claimed; or '
@@ -1082,10 +1198,11 @@ BEGIN
         DELETE FROM pgq.cancel_request c USING failed f JOIN ended e ON e.id = f.id AND e.lease = f.lease
         WHERE f.stopped AND c.id = f.id
     ), handed_back AS (
-        SELECT pgq._hand_back(array_agg(f.id), f.again)
+        SELECT pgq._hand_back(array_agg(f.id),
+            CASE WHEN f.stopped THEN 'cancelled' WHEN NOT f.again THEN 'dead' END::pgq.outcome_kind)
         FROM failed f JOIN ended e ON e.id = f.id AND e.lease = f.lease
-        WHERE f.lease & 16 = 16
-        GROUP BY f.again
+        WHERE pgq._matters(ARRAY[f.lease])
+        GROUP BY f.stopped, f.again
     )
     SELECT f.id, CASE WHEN f.stopped THEN 'cancelled' WHEN f.again THEN 'retry' ELSE 'dead' END::pgq.outcome_kind
     FROM failed f JOIN ended e ON e.id = f.id AND e.lease = f.lease, (SELECT count(*) FROM handed_back) b;
@@ -1120,9 +1237,9 @@ BEGIN
         DELETE FROM pgq.cancel_request c USING held h JOIN ended e ON e.id = h.id AND e.lease = h.lease
         WHERE h.stopped AND c.id = h.id
     ), handed_back AS (
-        SELECT pgq._hand_back(array_agg(h.id), NOT h.stopped)
+        SELECT pgq._hand_back(array_agg(h.id), CASE WHEN h.stopped THEN 'cancelled' END::pgq.outcome_kind)
         FROM held h JOIN ended e ON e.id = h.id AND e.lease = h.lease
-        WHERE h.lease & 16 = 16
+        WHERE pgq._matters(ARRAY[h.lease])
         GROUP BY h.stopped
     )
     SELECT h.id, h.lane, h.enqueued_at, h.attempt, h.max_attempts, h.task, h.payload, h.headers, h.history, h.group_key,
@@ -1242,6 +1359,9 @@ BEGIN
             PERFORM pgq._adopt();
         ELSIF v_queue.lines[1] < 0 THEN
             RETURN QUERY SELECT * FROM pgq._claim_limited(v_queue.id, batch, v_queue.expiry, worker);
+            IF NOT FOUND THEN
+                PERFORM pgq._look_around();
+            END IF;
             RETURN;
         ELSIF v_queue.lanes = 1 AND v_ordered IS NULL THEN
             v_ordered := pgq._in_order(v_queue.lines);
@@ -1289,6 +1409,7 @@ BEGIN
             END IF;
         END LOOP;
     END LOOP;
+    PERFORM pgq._look_around();
 END;
 $$;
 SELECT pgq._choose_slot('pgq.claim(text,int,interval,text)');
@@ -1304,7 +1425,7 @@ DECLARE
 BEGIN
     -- by slot: v_slot
     v_done := pgq._settle_0(id, lease, result);
-    IF v_done AND lease & 16 = 0 THEN
+    IF v_done AND lease & 16 = 0 AND pg_sequence_last_value('pgq.awaited') = 0 THEN
         RETURN;
     ELSIF NOT v_done THEN
         PERFORM pgq._settle_many(ARRAY[id], ARRAY[lease], '{done}', ARRAY[result], NULL);
@@ -1312,15 +1433,14 @@ BEGIN
             PERFORM pgq._lost(id, lease);
         END IF;
     END IF;
-    IF lease & 16 = 16 THEN
-        PERFORM pgq._hand_back(ARRAY[id], false);
+    IF lease & 16 = 16 OR pg_sequence_last_value('pgq.awaited') > 0 THEN
+        PERFORM pgq._hand_back(ARRAY[id], 'done');
     END IF;
 END;
 $$;
 SELECT pgq._choose_slot('pgq.ack(bigint,bigint,jsonb)');
 
-CREATE OR REPLACE FUNCTION pgq.ack_many(ids bigint[], leases bigint[], results jsonb[] DEFAULT NULL)
-    RETURNS SETOF bigint
+CREATE OR REPLACE FUNCTION pgq.ack_many(ids bigint[], leases bigint[], results jsonb[] DEFAULT NULL) RETURNS SETOF bigint
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     SET enable_seqscan = off SET enable_bitmapscan = off
     SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off
@@ -1337,8 +1457,8 @@ BEGIN
         -- by slot: v_slot
         v_done := pgq._done_0(ids, leases[1], results);
         IF v_done THEN
-            IF leases[1] & 16 = 16 THEN
-                PERFORM pgq._hand_back(ids, false);
+            IF leases[1] & 16 = 16 OR pg_sequence_last_value('pgq.awaited') > 0 THEN
+                PERFORM pgq._hand_back(ids, 'done');
             END IF;
             RETURN QUERY SELECT unnest(ids);
             RETURN;
@@ -1359,8 +1479,8 @@ BEGIN
             WHERE (u.lease = ANY (v_whole)) IS NOT TRUE
         ) u, pgq._settle_many(u.ids, u.leases, '{done}', u.results, NULL) s
     );
-    IF pgq._has_permits(leases) THEN
-        PERFORM pgq._hand_back(v_ids, false);
+    IF pgq._matters(leases) THEN
+        PERFORM pgq._hand_back(v_ids, 'done');
     END IF;
     RETURN QUERY SELECT unnest(v_ids);
 END;
@@ -1502,13 +1622,13 @@ DECLARE
 BEGIN
     WHILE v_answer IS NULL LOOP
         CASE coalesce((SELECT s.state FROM pgq.job_status(_cancel.id) s), 'not found')
-            WHEN 'scheduled', 'retrying', 'parked' THEN
+            WHEN 'scheduled', 'waiting', 'retrying', 'parked' THEN
                 IF pgq._cancel_waiting(ARRAY[id]) > 0 THEN
                     v_answer := 'cancelled';
                 END IF;
             WHEN 'ready' THEN
                 IF EXISTS (SELECT FROM pgq._withdraw_job(_cancel.id, 'cancelled')) THEN
-                    PERFORM pgq._hand_back(ARRAY[id], false);
+                    PERFORM pgq._hand_back(ARRAY[id], 'cancelled');
                     v_answer := 'cancelled';
                 END IF;
             WHEN 'running' THEN
@@ -1585,7 +1705,7 @@ BEGIN
                 v_places := pgq._ready(v_slot, v_lane, NULL, task);
             END IF;
             v_gone := ARRAY(SELECT w.id FROM pgq._withdraw(v_slot, v_places, 'cancelled') w);
-            PERFORM pgq._hand_back(v_gone, false);
+            PERFORM pgq._hand_back(v_gone, 'cancelled');
             v_total := v_total + cardinality(v_gone);
         END LOOP;
     END LOOP;
@@ -1684,8 +1804,8 @@ BEGIN
     PERFORM pgq._require('run_at', isfinite(run_at), 'a finite time');
     LOOP
         SELECT s.state, s.queue INTO v_job FROM pgq.job_status(reschedule.id) s;
-        IF v_job.state IN ('scheduled', 'retrying') THEN
-            UPDATE pgq.scheduled s SET run_at = greatest(reschedule.run_at, pgq._now()) WHERE s.id = reschedule.id;
+        IF v_job.state IN ('scheduled', 'waiting', 'retrying') THEN
+            PERFORM pgq._put_off(id, run_at);
         ELSIF (v_job.state IN ('ready', 'parked')) IS NOT TRUE THEN
             RETURN false;
         ELSIF run_at <= pgq._now() THEN
@@ -1704,7 +1824,8 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION pgq.reschedule(bigint, timestamptz) IS
-    'Lets a job that is scheduled, ready, parked or retrying wait until run_at; what is over by now is due now. Returns false, and '
+    'Lets a job that is scheduled, ready, parked or retrying wait until run_at; what is over by now is due now. One that waits '
+    'for others goes on to wait for them, and until run_at at least. Returns false, and '
     'changes nothing, if the job is running, has ended or is unknown. Keep the transaction short, as for pgq.cancel. '
     'Raises PQ003, 22023, 22004, 55P03 if a claiming transaction does not end within five seconds';
 
@@ -1724,7 +1845,7 @@ BEGIN
     PERFORM pgq._require('priority', priority BETWEEN -100 AND 100, 'between -100 (runs first) and 100 (runs last)');
     LOOP
         SELECT s.state, s.queue INTO v_job FROM pgq.job_status(set_priority.id) s;
-        IF v_job.state IN ('scheduled', 'retrying', 'ready', 'parked') IS NOT TRUE THEN
+        IF v_job.state IN ('scheduled', 'waiting', 'retrying', 'ready', 'parked') IS NOT TRUE THEN
             RETURN false;
         END IF;
         v_slot := pgq._hold();
@@ -1809,11 +1930,27 @@ BEGIN
         FROM (SELECT u.lane, array_agg(u.id) AS ids FROM unnest(ids, v_lanes) u (id, lane) GROUP BY u.lane) l,
             unnest(pgq._ready(v_slot, l.lane, l.ids, NULL)) p
     ) p, pgq._withdraw(v_slot, p.places, 'cancelled');
-    PERFORM pgq._hand_back(ids, false);
+    PERFORM pgq._hand_back(ids, 'cancelled');
     RETURN v_count;
 END;
 $$;
 COMMENT ON FUNCTION pgq._cancel_waiting(bigint[]) IS 'Cancels scheduled and parked jobs; returns how many';
+
+-- A job that waits for others goes on to wait for them.
+CREATE FUNCTION pgq._put_off(job bigint, run_at timestamptz) RETURNS SETOF bigint
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    RETURN QUERY
+    UPDATE pgq.scheduled s
+    SET run_at = CASE WHEN s.run_at < 'infinity' THEN greatest(_put_off.run_at, pgq._now()) ELSE s.run_at END
+    WHERE s.id = job
+    RETURNING s.id;
+    UPDATE pgq.dependent t SET not_before = _put_off.run_at
+    FROM pgq.scheduled s WHERE t.job_id = job AND s.id = job AND s.run_at = 'infinity';
+END;
+$$;
+COMMENT ON FUNCTION pgq._put_off(bigint, timestamptz) IS 'Gives a scheduled job another time; returns it';
 
 -- 44_groups -----------------------------------------------------------------------------------------------------------
 
@@ -1960,22 +2097,21 @@ END;
 $$;
 COMMENT ON FUNCTION pgq._end_permits(bigint[], boolean) IS 'Gives back the permits of jobs; returns their queues';
 
-CREATE FUNCTION pgq._hand_back(ids bigint[], again boolean) RETURNS void
+CREATE FUNCTION pgq._hand_back(ids bigint[], kind pgq.outcome_kind) RETURNS void
     LANGUAGE plpgsql
 AS $$
 BEGIN
     PERFORM pgq._wake(q.id, q.name)
     FROM pgq.queue q
-    WHERE q.id IN (SELECT pgq._end_permits(ids, again))
+    WHERE q.id IN (SELECT pgq._end_permits(ids, kind IS NULL))
         AND (q.running_limit IS NOT NULL OR EXISTS (SELECT FROM pgq.parked_group g WHERE g.queue_id = q.id));
+    IF kind IS NOT NULL AND pg_sequence_last_value('pgq.awaited') > 0 THEN
+        PERFORM pgq._tell(ids, kind);
+    END IF;
 END;
 $$;
-COMMENT ON FUNCTION pgq._hand_back(bigint[], boolean) IS 'Gives back the permits of jobs that have ended, and wakes who waits for them';
-
-CREATE FUNCTION pgq._has_permits(leases bigint[]) RETURNS boolean
-    LANGUAGE sql IMMUTABLE
-AS $$ SELECT bool_or(l & 16 = 16) FROM unnest(leases) l $$;
-COMMENT ON FUNCTION pgq._has_permits(bigint[]) IS 'Whether jobs under these leases may have permits';
+COMMENT ON FUNCTION pgq._hand_back(bigint[], pgq.outcome_kind) IS
+    'Gives back the permits of jobs whose attempt has ended, and tells those who wait for a permit or for these jobs';
 
 CREATE FUNCTION pgq._look_again(queue_id int) RETURNS void
     LANGUAGE plpgsql
@@ -2337,10 +2473,15 @@ BEGIN
         SELECT m.job_id
         FROM (SELECT m.job_id FROM pgq.permit m WHERE m.job_id >= v_from AND m.state <> 'ended' ORDER BY m.job_id LIMIT 100) m
         WHERE NOT pgq._lives(m.job_id, false)
-    ), false);
+    ), 'cancelled');
 END;
 $$;
 COMMENT ON FUNCTION pgq._tidy_limits() IS 'Removes what rates need no longer, and permits that nobody has';
+
+CREATE FUNCTION pgq._matters(leases bigint[]) RETURNS boolean
+    LANGUAGE sql VOLATILE
+AS $$ SELECT pg_sequence_last_value('pgq.awaited') > 0 OR bool_or(l & 16 = 16) FROM unnest(leases) l $$;
+COMMENT ON FUNCTION pgq._matters(bigint[]) IS 'Whether jobs under these leases may have permits, or be waited for';
 
 -- 45_work -------------------------------------------------------------------------------------------------------------
 
@@ -2580,6 +2721,516 @@ COMMENT ON PROCEDURE pgq.work (text, text, int, interval, interval, interval, te
     'the job. Claims and commits up to `batch` jobs at once. Ends when there was no work for as long as idle (null: never), or '
     'after for_time (null: never), and returns how many jobs it has done, and how many attempts failed. Runs with the rights '
     'of its caller, and so does the handler. Raises 2D000 inside of a transaction block, PQ002, PQ003, 22023';
+
+-- 46_after ------------------------------------------------------------------------------------------------------------
+
+CREATE FUNCTION pgq._check_after(after bigint[]) RETURNS void
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    PERFORM pgq._require('the ids of the jobs to wait for', array_position(after, NULL) IS NULL AND after IS NOT NULL OR NULL,
+        'an array of job ids');
+    PERFORM pgq._require('each of the jobs to wait for',
+        NOT EXISTS (SELECT FROM unnest(after) a WHERE a NOT BETWEEN 1 AND coalesce(pg_sequence_last_value('pgq.job_id'), 0)),
+        'the id of a job that was enqueued');
+END;
+$$;
+COMMENT ON FUNCTION pgq._check_after(bigint[]) IS 'Raises 22004 or 22023';
+
+CREATE FUNCTION pgq._make_wait(ids bigint[], after bigint[], on_dead text, not_before timestamptz) RETURNS void
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    PERFORM pgq._check_after(after);
+    PERFORM pgq._require('on_dead', on_dead IN ('fail', 'skip', 'run'), 'fail, skip or run');
+    -- While it is held, others know that there are jobs that wait and cannot be seen yet.
+    PERFORM pg_advisory_xact_lock_shared(pgq._task_key(6));
+    IF pg_sequence_last_value('pgq.awaited') = 0 THEN
+        PERFORM setval('pgq.awaited', 1);
+    END IF;
+    INSERT INTO pgq.dependent (job_id, on_dead, not_before, xid)
+    SELECT i, _make_wait.on_dead, _make_wait.not_before, pg_current_xact_id() FROM unnest(ids) i;
+    INSERT INTO pgq.dependency (after_id, job_id) SELECT DISTINCT a, i FROM unnest(after) a CROSS JOIN unnest(ids) i;
+END;
+$$;
+COMMENT ON FUNCTION pgq._make_wait(bigint[], bigint[], text, timestamptz) IS 'Notes what new jobs wait for; raises 22004, 22023';
+
+-- Functions of their own: another argument of pgq.enqueue would be another function, and what was granted would be lost.
+CREATE FUNCTION pgq.enqueue_many_after(
+    after bigint[],
+    queue text,
+    payloads jsonb[],
+    task text DEFAULT NULL,
+    priority int DEFAULT 0,
+    run_at timestamptz DEFAULT NULL,
+    delay interval DEFAULT NULL,
+    max_attempts int DEFAULT NULL,
+    group_keys text[] DEFAULT NULL,
+    headers jsonb DEFAULT NULL,
+    on_dead text DEFAULT 'fail'
+) RETURNS SETOF bigint
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_ids bigint[];
+BEGIN
+    PERFORM pgq._check_after(after);
+    PERFORM pgq._check_payloads(payloads);
+    PERFORM pgq._require('group_keys', coalesce(cardinality(group_keys) = cardinality(payloads), true), 'null or as long as payloads');
+    v_ids := ARRAY(SELECT nextval('pgq.job_id') FROM generate_series(1, cardinality(payloads)));
+    PERFORM pgq._add_jobs(v_ids, queue, payloads, task, priority, pgq._due(run_at, delay), max_attempts, group_keys, headers,
+        after, on_dead);
+    RETURN QUERY SELECT u.id FROM unnest(v_ids) u (id);
+END;
+$$;
+COMMENT ON FUNCTION pgq.enqueue_many_after(
+    bigint[], text, jsonb[], text, int, timestamptz, interval, int, text[], jsonb, text
+) IS
+    'Adds one job per payload, each as pgq.enqueue_after does, and returns their ids in the order of payloads';
+
+CREATE FUNCTION pgq.enqueue_after(
+    after bigint[],
+    queue text,
+    payload jsonb DEFAULT '{}',
+    task text DEFAULT NULL,
+    priority int DEFAULT 0,
+    run_at timestamptz DEFAULT NULL,
+    delay interval DEFAULT NULL,
+    max_attempts int DEFAULT NULL,
+    unique_key text DEFAULT NULL,
+    group_key text DEFAULT NULL,
+    headers jsonb DEFAULT NULL,
+    on_dead text DEFAULT 'fail'
+) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM pgq._require('payload', payload IS NOT NULL OR NULL, 'JSON; the JSON null is written ''null''');
+    IF unique_key IS NOT NULL THEN
+        PERFORM pgq._check_after(after);
+        RETURN (
+            pgq.enqueue_unique(queue, payload, task, priority, run_at, delay, max_attempts, unique_key, group_key, headers,
+                after => after, on_dead => on_dead)
+        ).id;
+    END IF;
+    RETURN (
+        SELECT e FROM pgq.enqueue_many_after(after, queue, ARRAY[payload], task, priority, run_at, delay, max_attempts,
+            CASE WHEN group_key IS NOT NULL THEN ARRAY[group_key] END, headers, on_dead) e
+    );
+END;
+$$;
+COMMENT ON FUNCTION pgq.enqueue_after(bigint[], text, jsonb, text, int, timestamptz, interval, int, text, text, jsonb, text) IS
+    'Adds a job, as pgq.enqueue does, that becomes ready when these jobs are done, and not before run_at or delay. on_dead: '
+    'what if one of them becomes a dead letter, is cancelled or is not known: it becomes a dead letter too (fail), is cancelled '
+    '(skip), or runs when all have ended (run). Returns its id. Raises as pgq.enqueue does, and 22023 if there was never such a job';
+
+CREATE FUNCTION pgq.batch(
+    ids bigint[],
+    queue text,
+    payload jsonb DEFAULT '{}',
+    task text DEFAULT NULL,
+    priority int DEFAULT 0,
+    max_attempts int DEFAULT NULL,
+    headers jsonb DEFAULT NULL
+) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN pgq.enqueue_after(ids, queue, payload, task, priority, max_attempts => max_attempts, headers => headers,
+        on_dead => 'run');
+END;
+$$;
+COMMENT ON FUNCTION pgq.batch(bigint[], text, jsonb, text, int, int, jsonb) IS
+    'Makes a batch of jobs and enqueues the job that runs when all of them have ended, done or not; its header "after" says '
+    'how many: {"done": 98, "failed": 2}. Returns the id of this job, which is the batch''s. Raises as pgq.enqueue does';
+
+-- The lock lets others do the same and count, but not let the batch's job go.
+CREATE FUNCTION pgq.add_to_batch(id bigint, ids bigint[]) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM pgq._require('id', id IS NOT NULL OR NULL, 'the id of a batch');
+    PERFORM pgq._check_after(ids);
+    PERFORM FROM pgq.dependent t WHERE t.job_id = add_to_batch.id FOR KEY SHARE;
+    IF NOT FOUND OR NOT EXISTS (SELECT FROM pgq.scheduled s WHERE s.id = add_to_batch.id AND s.run_at = 'infinity') THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'PQ006',
+            MESSAGE = format('job %s does not wait for others', id),
+            DETAIL = 'It is no batch, or all its jobs have ended, or it was cancelled.',
+            HINT = 'Add to a batch in the transaction that makes it, or from a job that belongs to it and runs.';
+    ELSIF EXISTS (
+        WITH RECURSIVE needed (id) AS (
+            SELECT i FROM unnest(ids) i
+            UNION
+            SELECT d.after_id FROM needed n JOIN pgq.dependency d ON d.job_id = n.id
+        )
+        SELECT FROM needed n WHERE n.id = add_to_batch.id
+    ) THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('job %s would wait for itself', id),
+            DETAIL = 'One of these jobs is the batch''s own, or waits for it.',
+            HINT = 'Add only jobs that do not wait for this batch.';
+    END IF;
+    INSERT INTO pgq.dependency (after_id, job_id) SELECT DISTINCT i, add_to_batch.id FROM unnest(ids) i ON CONFLICT DO NOTHING;
+END;
+$$;
+COMMENT ON FUNCTION pgq.add_to_batch(bigint, bigint[]) IS
+    'Lets the job of a batch, or another one that waits, wait for these jobs too. Raises PQ006 if it waits no longer, 22023 '
+    'if it would wait for itself, 22004';
+CREATE TYPE pgq.batch_state AS (id bigint, done int, failed int, pending bigint);
+COMMENT ON TYPE pgq.batch_state IS 'How far a batch is';
+COMMENT ON COLUMN pgq.batch_state.id IS 'Id of the batch, which is its last job''s';
+COMMENT ON COLUMN pgq.batch_state.done IS 'How many of its jobs are known to be done';
+COMMENT ON COLUMN pgq.batch_state.failed IS 'How many have become dead letters, were cancelled or are unknown';
+COMMENT ON COLUMN pgq.batch_state.pending IS 'How many have not ended, as far as is known';
+
+CREATE FUNCTION pgq.batch_status(id bigint) RETURNS SETOF pgq.batch_state
+    LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM pgq._require('id', id IS NOT NULL OR NULL, 'the id of a batch');
+    RETURN QUERY
+    SELECT t.job_id, t.done, t.failed, (SELECT count(*) FROM pgq.dependency d WHERE d.job_id = t.job_id)
+    FROM pgq.dependent t WHERE t.job_id = batch_status.id;
+END;
+$$;
+COMMENT ON FUNCTION pgq.batch_status(bigint) IS
+    'How far a batch is, or another job that waits for others. No row if it waits no longer: then pgq.job_status tells how '
+    'its last job stands';
+
+CREATE FUNCTION pgq.waits_for(id bigint, n int DEFAULT 100) RETURNS SETOF bigint
+    LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM pgq._require('id', id IS NOT NULL OR NULL, 'the id of a job');
+    PERFORM pgq._require('n', n BETWEEN 1 AND 100000, 'between 1 and 100000');
+    RETURN QUERY SELECT d.after_id FROM pgq.dependency d WHERE d.job_id = waits_for.id ORDER BY d.job_id, d.after_id LIMIT n;
+END;
+$$;
+COMMENT ON FUNCTION pgq.waits_for(bigint, int) IS
+    'The jobs that a job waits for and that have not ended as far as is known, up to n of them (1 to 100000). Raises 22023, 22004';
+
+-- A claimer who has nothing to do is woken if it may have been the last job that one was waiting for.
+CREATE FUNCTION pgq._tell(ids bigint[], kind pgq.outcome_kind) RETURNS void
+    LANGUAGE plpgsql
+    SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+    SET plan_cache_mode = force_generic_plan SET jit = off
+AS $$
+DECLARE
+    v_told bigint[];
+BEGIN
+    IF kind = 'cancelled' THEN
+        DELETE FROM pgq.dependency d WHERE d.job_id = ANY (ids);
+        DELETE FROM pgq.dependent t WHERE t.job_id = ANY (ids);
+    END IF;
+    WITH told AS (
+        INSERT INTO pgq.ended AS e (at, job_id, kind)
+        SELECT pgq._now(), i, _tell.kind FROM unnest(ids) i
+        WHERE EXISTS (SELECT FROM pgq.dependency d WHERE d.after_id = i OFFSET 0)
+        RETURNING e.job_id
+    )
+    SELECT array_agg(t.job_id) INTO v_told FROM told t;
+    IF pg_sequence_last_value('pgq.waited_on') > date_part('epoch', pgq._now()) - 60
+        AND pg_notification_queue_usage() < 0.5
+    THEN
+        PERFORM pg_notify('pgq_job', i::text) FROM unnest(ids) i WHERE pgq._is_watched(pgq._wait_key(i));
+    END IF;
+    PERFORM pgq._wake(q.id, q.name)
+    FROM (
+        SELECT DISTINCT s.lane >> 16 AS queue_id
+        FROM unnest(v_told) t (id)
+        CROSS JOIN LATERAL (SELECT d.job_id FROM pgq.dependency d WHERE d.after_id = t.id LIMIT 1) d
+        JOIN pgq.scheduled s ON s.id = d.job_id
+        WHERE (SELECT count(*) FROM (SELECT FROM pgq.dependency o WHERE o.job_id = d.job_id LIMIT 21) o) <= 20
+    ) w
+    JOIN pgq.queue q ON q.id = w.queue_id;
+END;
+$$;
+COMMENT ON FUNCTION pgq._tell(bigint[], pgq.outcome_kind) IS 'Notes the end of jobs that others wait for, and notifies sessions that do';
+
+-- Those that somebody is changing at this moment (cancels, adds to) are left for a later look.
+CREATE FUNCTION pgq._lock_dependents(ids bigint[]) RETURNS bigint[]
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    RETURN ARRAY(
+        SELECT t.job_id FROM pgq.dependent t JOIN pgq.scheduled s ON s.id = t.job_id
+        WHERE t.job_id = ANY (ids) AND s.run_at = 'infinity'
+        ORDER BY t.job_id
+        FOR UPDATE SKIP LOCKED
+    );
+END;
+$$;
+COMMENT ON FUNCTION pgq._lock_dependents(bigint[]) IS 'Locks jobs that wait for others; returns those it got';
+
+CREATE FUNCTION pgq._let_go(ids bigint[]) RETURNS bigint
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_ids CONSTANT bigint[] := pgq._lock_dependents(ids);
+    v_count bigint;
+BEGIN
+    WITH free AS MATERIALIZED (
+        SELECT i FROM unnest(v_ids) i WHERE NOT EXISTS (SELECT FROM pgq.dependency d WHERE d.job_id = i OFFSET 0)
+    ), gone AS (
+        DELETE FROM pgq.dependent t USING free f WHERE t.job_id = f.i RETURNING t.*
+    )
+    UPDATE pgq.scheduled s
+    SET run_at = greatest(g.not_before, pgq._now()), headers = CASE WHEN g.on_dead = 'run'
+        THEN coalesce(s.headers, '{}') || jsonb_build_object('after', jsonb_build_object('done', g.done, 'failed', g.failed))
+        ELSE s.headers END
+    FROM gone g WHERE s.id = g.job_id;
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    RETURN v_count;
+END;
+$$;
+COMMENT ON FUNCTION pgq._let_go(bigint[]) IS 'Schedules those of these jobs that have nothing left to wait for; returns how many';
+
+CREATE FUNCTION pgq._give_up(ids bigint[], errors text[]) RETURNS void
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_ids CONSTANT bigint[] := pgq._lock_dependents(ids);
+    v_skipped CONSTANT bigint[] := ARRAY(SELECT t.job_id FROM pgq.dependent t WHERE t.job_id = ANY (v_ids) AND t.on_dead = 'skip');
+    v_buried bigint[];
+BEGIN
+    IF v_skipped <> '{}' THEN
+        PERFORM pgq._cancel_waiting(v_skipped);
+    END IF;
+    WITH gone AS (
+        DELETE FROM pgq.scheduled s WHERE s.id = ANY (v_ids) AND s.id <> ALL (v_skipped) RETURNING s.*
+    ), buried AS (
+        INSERT INTO pgq.dead AS d (id, lane, enqueued_at, died_at, attempt, max_attempts, task, payload, headers, history, error,
+            group_key)
+        SELECT g.id, g.lane, g.enqueued_at, pgq._now(), 0, g.max_attempts, g.task, g.payload, g.headers, g.history,
+            errors[array_position(ids, g.id)], g.group_key
+        FROM gone g
+        RETURNING d.id
+    ), kept AS (
+        UPDATE pgq.dependent t SET given_up = true FROM buried b WHERE t.job_id = b.id
+    )
+    SELECT array_agg(b.id) INTO v_buried FROM buried b;
+    PERFORM pgq._hand_back(v_buried, 'dead');
+END;
+$$;
+COMMENT ON FUNCTION pgq._give_up(bigint[], text[]) IS 'Ends jobs without an attempt, because what they waited for is not done';
+
+-- `after` and `kinds`: jobs that have ended, each once, and how; null: nobody knows them.
+CREATE FUNCTION pgq._take_in(after bigint[], kinds pgq.outcome_kind[]) RETURNS bigint[]
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_over bigint[];
+    v_gone bigint[];
+    v_counted bigint[];
+    v_ids bigint[];
+    v_errors text[];
+BEGIN
+    FOR v_done IN 0..1 LOOP
+        v_over := ARRAY(
+            SELECT e.id FROM unnest(_take_in.after, kinds) e (id, kind) WHERE (e.kind = 'done') IS TRUE = (v_done = 1)
+        );
+        CONTINUE WHEN v_over = '{}';
+        WITH over AS MATERIALIZED (
+            SELECT d.ctid AS place FROM pgq.dependency d
+            WHERE d.after_id = ANY (v_over)
+                AND (v_done = 1 OR (SELECT t.on_dead FROM pgq.dependent t WHERE t.job_id = d.job_id) = 'run')
+            FOR UPDATE SKIP LOCKED
+        ), gone AS (
+            DELETE FROM pgq.dependency d WHERE d.ctid = ANY (ARRAY(SELECT o.place FROM over o)) RETURNING d.job_id
+        ), counted AS (
+            UPDATE pgq.dependent t SET done = t.done + c.jobs * v_done, failed = t.failed + c.jobs * (1 - v_done)
+            FROM (SELECT g.job_id, count(*) AS jobs FROM gone g GROUP BY g.job_id) c
+            WHERE t.job_id = c.job_id
+            RETURNING t.job_id
+        )
+        SELECT array_agg(c.job_id) INTO v_gone FROM counted c;
+        v_counted := v_counted || v_gone;
+        CONTINUE WHEN v_done = 1;
+        SELECT array_agg(f.job_id), array_agg(format('job %s, which it waits for, %s', f.after_id,
+            CASE kinds[array_position(_take_in.after, f.after_id)]
+                WHEN 'dead' THEN 'is dead' WHEN 'cancelled' THEN 'was cancelled' ELSE 'is not known' END))
+        INTO v_ids, v_errors
+        FROM (
+            SELECT DISTINCT ON (d.job_id) d.job_id, d.after_id
+            FROM pgq.dependency d
+            WHERE d.after_id = ANY (v_over) AND EXISTS (
+                SELECT FROM pgq.dependent t WHERE t.job_id = d.job_id AND t.on_dead <> 'run' AND NOT t.given_up OFFSET 0
+            )
+            ORDER BY d.job_id, d.after_id
+        ) f;
+        IF v_ids IS NOT NULL THEN
+            PERFORM pgq._give_up(v_ids, v_errors);
+        END IF;
+    END LOOP;
+    RETURN v_counted;
+END;
+$$;
+COMMENT ON FUNCTION pgq._take_in(bigint[], pgq.outcome_kind[]) IS
+    'Takes note of jobs that have ended; returns the jobs that have less to wait for now';
+
+-- How a job has ended that nobody told about. What is unknown may be about to be committed by a transaction that was
+-- running when its id was given away (before `since`); looked for twice, as in pgq.wait.
+CREATE FUNCTION pgq._end_of(job bigint, since xid8, OUT over boolean, OUT kind pgq.outcome_kind)
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_state text;
+BEGIN
+    FOR v_look IN 1..2 LOOP
+        SELECT s.state INTO v_state FROM pgq.job_status(job) s;
+        EXIT WHEN FOUND;
+    END LOOP;
+    over := CASE WHEN v_state IS NULL
+        THEN since < pg_snapshot_xmin(pg_current_snapshot()) OR since >= pg_snapshot_xmax(pg_current_snapshot())
+        ELSE v_state IN ('done', 'dead', 'cancelled') END;
+    IF over THEN
+        kind := v_state::pgq.outcome_kind;
+    END IF;
+END;
+$$;
+COMMENT ON FUNCTION pgq._end_of(bigint, xid8) IS 'Whether a job has ended, and how; null: nobody knows it';
+
+-- Returns the jobs that may be free now. Each round goes on where the last one ended; those that wait no longer and are
+-- not vacuumed yet are walked over once, or with `everything`.
+CREATE FUNCTION pgq._look_after(n int, everything boolean) RETURNS bigint[]
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_last CONSTANT bigint := pg_sequence_last_value('pgq.job_id');
+    v_first_id CONSTANT bigint := CASE WHEN everything THEN 0 ELSE pg_sequence_last_value('pgq.first_waiting') END;
+    v_from CONSTANT bigint := CASE WHEN everything THEN 0
+        ELSE greatest(pg_sequence_last_value('pgq.looked_after'), v_first_id) END;
+    -- Whether all that wait can be seen; see pgq._make_wait.
+    v_quiet CONSTANT boolean := pg_try_advisory_lock(pgq._task_key(6)) AND pg_advisory_unlock(pgq._task_key(6));
+    v_to bigint;
+    v_ids bigint[];
+    v_first bigint[];
+    v_xids xid8[];
+    v_after bigint[];
+    v_kinds pgq.outcome_kind[];
+BEGIN
+    SELECT array_agg(w.job_id ORDER BY w.job_id), array_agg(w.after_id ORDER BY w.job_id), array_agg(w.xid ORDER BY w.job_id)
+    INTO v_ids, v_first, v_xids
+    FROM (
+        SELECT t.job_id, t.xid, (
+            SELECT d.after_id FROM pgq.dependency d WHERE d.job_id = t.job_id ORDER BY d.job_id, d.after_id LIMIT 1
+        ) AS after_id
+        FROM pgq.dependent t
+        WHERE t.job_id > v_from AND NOT t.given_up
+        ORDER BY t.job_id
+        LIMIT n
+    ) w;
+    v_to := CASE WHEN cardinality(v_ids) = n THEN v_ids[n] ELSE 0 END;
+    IF v_to <> pg_sequence_last_value('pgq.looked_after') THEN
+        PERFORM setval('pgq.looked_after', v_to);
+    END IF;
+    IF v_from = v_first_id AND v_quiet AND coalesce(v_ids[1] - 1, v_last) <> pg_sequence_last_value('pgq.first_waiting') THEN
+        PERFORM setval('pgq.first_waiting', coalesce(v_ids[1] - 1, v_last));
+    END IF;
+    SELECT array_agg(f.after_id), array_agg(e.kind) INTO v_after, v_kinds
+    FROM (
+        SELECT u.after_id, max(u.xid::text::bigint)::text::xid8 AS xid
+        FROM unnest(v_first, v_xids) u (after_id, xid)
+        WHERE u.after_id IS NOT NULL GROUP BY u.after_id OFFSET 0
+    ) f
+    CROSS JOIN LATERAL pgq._end_of(f.after_id, f.xid) e
+    WHERE e.over;
+    RETURN pgq._take_in(v_after, v_kinds) || ARRAY(
+        SELECT u.id FROM unnest(v_ids, v_first) u (id, after_id) WHERE u.after_id IS NULL
+    );
+END;
+$$;
+COMMENT ON FUNCTION pgq._look_after(int, boolean) IS 'Looks whether the jobs have ended that up to n waiting ones wait for, and were not told';
+
+CREATE FUNCTION pgq._resolve(n int) RETURNS bigint
+    LANGUAGE plpgsql
+    SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+    SET plan_cache_mode = force_generic_plan SET jit = off
+AS $$
+DECLARE
+    v_now CONSTANT timestamptz := pgq._now();
+    v_everything boolean;
+    v_since timestamptz;
+    v_count bigint;
+    v_last timestamptz;
+    v_after bigint[];
+    v_kinds pgq.outcome_kind[];
+    v_total bigint := 0;
+BEGIN
+    IF pg_sequence_last_value('pgq.awaited') = 0 OR NOT pg_try_advisory_xact_lock(pgq._task_key(5)) THEN
+        RETURN 0;
+    END IF;
+    v_everything := pgq._due_again('resolve-all', '1 minute');
+    v_since := CASE WHEN v_everything THEN '-infinity'::timestamptz ELSE pgq._marked('resolve') END;
+    -- Those that end because of others tell as well. A long chain goes on in the next round.
+    FOR v_round IN 1..20 LOOP
+        WITH told AS (
+            DELETE FROM pgq.ended e
+            WHERE e.ctid = ANY (ARRAY(SELECT t.ctid FROM pgq.ended t WHERE t.at >= v_since ORDER BY t.at LIMIT 10000))
+            RETURNING e.*
+        ), last AS (
+            SELECT DISTINCT ON (t.job_id) t.job_id, t.kind FROM told t ORDER BY t.job_id, t.at DESC
+        )
+        SELECT array_agg(l.job_id), array_agg(l.kind), (SELECT count(*) FROM told), (SELECT max(t.at) FROM told t)
+        INTO v_after, v_kinds, v_count, v_last
+        FROM last l;
+        EXIT WHEN v_count = 0;
+        -- What is told now may be committed a moment later.
+        PERFORM pgq._set_mark('resolve', CASE WHEN v_count < 10000 THEN v_now - interval '5 seconds' ELSE v_last END);
+        v_total := v_total + pgq._let_go(pgq._take_in(v_after, v_kinds));
+    END LOOP;
+    RETURN v_total + pgq._let_go(pgq._look_after(n, v_everything));
+END;
+$$;
+COMMENT ON FUNCTION pgq._resolve(int) IS
+    'Lets jobs go whose dependencies have ended, and looks after up to n that nobody told; returns how many are scheduled now';
+
+CREATE FUNCTION pgq._look_around() RETURNS void
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    IF pg_sequence_last_value('pgq.awaited') > 0 AND pgq._resolve(20) > 0 THEN
+        PERFORM pgq.promote();
+    END IF;
+END;
+$$;
+COMMENT ON FUNCTION pgq._look_around() IS 'What a claim does that found nothing';
+
+-- Removes what is about dead letters that were thrown away, some at a time from a random place on. When nobody waits,
+-- awaited becomes 0 again; not while a transaction is about to let a job wait, which cannot be seen yet.
+CREATE FUNCTION pgq._tidy_dependents() RETURNS void
+    LANGUAGE plpgsql SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET jit = off
+AS $$
+DECLARE
+    v_from bigint;
+    v_ids bigint[];
+BEGIN
+    IF pg_sequence_last_value('pgq.awaited') = 0 OR NOT pg_try_advisory_xact_lock(pgq._task_key(5)) THEN
+        RETURN;
+    END IF;
+    SELECT b.first + floor(random() * (b.last - b.first + 1))::bigint INTO v_from
+    FROM (SELECT min(t.job_id), max(t.job_id) FROM pgq.dependent t) b (first, last);
+    v_ids := ARRAY(
+        SELECT t.job_id
+        FROM (SELECT t.job_id FROM pgq.dependent t WHERE t.job_id >= v_from ORDER BY t.job_id LIMIT 1000) t
+        WHERE NOT EXISTS (SELECT FROM pgq.scheduled s WHERE s.id = t.job_id AND s.run_at = 'infinity' OFFSET 0)
+            AND NOT EXISTS (SELECT FROM pgq.dead d WHERE d.id = t.job_id OFFSET 0)
+    );
+    DELETE FROM pgq.dependency d WHERE d.job_id = ANY (v_ids);
+    DELETE FROM pgq.dependent t WHERE t.job_id = ANY (v_ids);
+    IF NOT EXISTS (SELECT FROM pgq.dependent) AND pg_try_advisory_lock(pgq._task_key(6)) THEN
+        IF NOT EXISTS (SELECT FROM pgq.dependent)
+            AND pg_sequence_last_value('pgq.waited_on') < date_part('epoch', pgq._now()) - 60
+        THEN
+            PERFORM setval('pgq.awaited', 0);
+        END IF;
+        PERFORM pg_advisory_unlock(pgq._task_key(6));
+    END IF;
+END;
+$$;
+COMMENT ON FUNCTION pgq._tidy_dependents() IS 'Removes what nobody waits for, and lets nobody tell if nobody waits';
 
 -- 50_maintain ---------------------------------------------------------------------------------------------------------
 
@@ -2896,7 +3547,7 @@ BEGIN
 
     PERFORM pgq._archive_stragglers();
     IF pgq._due_again('tidy', '1 minute') THEN
-        PERFORM pgq._archive_drop(), pgq._tidy_keys(), pgq._tidy_limits(), pgq._forget_progress();
+        PERFORM pgq._archive_drop(), pgq._tidy_keys(), pgq._tidy_limits(), pgq._tidy_dependents(), pgq._forget_progress();
         DELETE FROM pgq.line l USING pgq.line d
         WHERE d.queue_id = l.queue_id AND d.lane = l.lane AND d.ctid < l.ctid;
     END IF;
@@ -2910,19 +3561,20 @@ AS $$
 DECLARE
     v_done jsonb := pgq.rotate();  -- first, see there
     v_fired bigint := pgq._fire();
+    v_resolved bigint := pgq._resolve(100);
     v_promoted bigint := pgq.promote();
     v_reaped bigint := pgq.reap();
     v_now timestamptz := pgq._now();
 BEGIN
     PERFORM pgq._pursue();
     RETURN v_done || jsonb_build_object('fired', v_fired, 'promoted', v_promoted, 'reaped', v_reaped, 'more',
-        v_promoted >= 10000 OR v_reaped >= 10000 OR coalesce((v_done -> 'more')::boolean, false)
+        greatest(v_resolved, v_promoted, v_reaped) >= 10000 OR coalesce((v_done -> 'more')::boolean, false)
         OR v_fired > 0 AND EXISTS (SELECT FROM pgq.schedule s WHERE coalesce(s.retry_at, s.next_at) <= v_now));
 END;
 $$;
 COMMENT ON FUNCTION pgq.maintain() IS
-    'Does what is due: pgq.promote, pgq.reap, pgq.rotate, and the jobs of pgq.schedule. Call it about once a second, from '
-    'anywhere; workers do. Returns what was done; "more": true if it is worth calling again at once. Raises PQ003';
+    'Does what is due: pgq.promote, pgq.reap, pgq.rotate, the jobs of pgq.schedule, and those that waited for others. Call '
+    'it about once a second, from anywhere; workers do. Returns what was done; "more": true if it is worth calling again at once. Raises PQ003';
 
 CREATE OR REPLACE FUNCTION pgq._running(known pg_snapshot) RETURNS xid8[]
     LANGUAGE plpgsql
@@ -2982,8 +3634,7 @@ BEGIN
 END;
 $$;
 
-CREATE OR REPLACE FUNCTION pgq._carry(ids bigint[], leases bigint[], kind pgq.outcome_kind, slot int)
-    RETURNS SETOF bigint
+CREATE OR REPLACE FUNCTION pgq._carry(ids bigint[], leases bigint[], kind pgq.outcome_kind, slot int) RETURNS SETOF bigint
     LANGUAGE plpgsql
 AS $$
 BEGIN
@@ -2994,7 +3645,7 @@ BEGIN
             a.task, a.payload, a.headers, a.history, a.group_key
         FROM pgq._attempts(ids, leases) a;
     ELSE
-        PERFORM pgq._hand_back(ids, false);
+        PERFORM pgq._hand_back(ids, kind);
     END IF;
     RETURN QUERY SELECT u.id FROM unnest(ids) u (id);
 END;
@@ -3681,7 +4332,7 @@ END;
 $$;
 COMMENT ON FUNCTION pgq._clear_ready(pgq.queue) IS 'Cancels all jobs of a queue that can be claimed';
 
-CREATE FUNCTION pgq._clear_scheduled(queue_id int, retries boolean) RETURNS bigint
+CREATE FUNCTION pgq._clear_scheduled(queue_id int, state text) RETURNS bigint
     LANGUAGE plpgsql
 AS $$
 DECLARE
@@ -3690,18 +4341,17 @@ DECLARE
 BEGIN
     WITH gone AS (
         DELETE FROM pgq.scheduled s
-        WHERE s.lane >> 16 = _clear_scheduled.queue_id AND (retries IS NULL OR (s.attempt > 1) = retries)
+        WHERE s.lane >> 16 = _clear_scheduled.queue_id AND (state IS NULL OR pgq._state_of(s.run_at, s.attempt) = state)
         RETURNING s.id
     ), freed AS (
         DELETE FROM pgq.unique_key k USING gone g WHERE k.job_id = g.id AND k.held_until IS NULL
     )
     SELECT array_agg(g.id), count(*) INTO v_ids, v_count FROM gone g;
-    PERFORM pgq._hand_back(v_ids, false);
+    PERFORM pgq._hand_back(v_ids, 'cancelled');
     RETURN v_count;
 END;
 $$;
-COMMENT ON FUNCTION pgq._clear_scheduled(int, boolean) IS
-    'Throws away the scheduled jobs of a queue: those that were tried before, those that were not, or all';
+COMMENT ON FUNCTION pgq._clear_scheduled(int, text) IS 'Throws away the scheduled jobs of a queue: those in one state, or all';
 
 CREATE OR REPLACE FUNCTION pgq._clear_queue(queue pgq.queue) RETURNS bigint
     LANGUAGE plpgsql SET lock_timeout = '5s'
@@ -3720,8 +4370,8 @@ DECLARE
     v_count bigint;
 BEGIN
     PERFORM pgq._read_committed();
-    PERFORM pgq._require('state', state IN ('ready', 'parked', 'scheduled', 'retrying', 'dead', 'archived'),
-        'ready, parked, scheduled, retrying, dead or archived');
+    PERFORM pgq._require('state', state IN ('ready', 'parked', 'scheduled', 'waiting', 'retrying', 'dead', 'archived'),
+        'ready, parked, scheduled, waiting, retrying, dead or archived');
     CASE state
         WHEN 'ready' THEN
             RETURN pgq._clear_ready(v_queue);
@@ -3734,13 +4384,13 @@ BEGIN
             GET DIAGNOSTICS v_count = ROW_COUNT;
             RETURN v_count;
         ELSE
-            RETURN pgq._clear_scheduled(v_queue.id, state = 'retrying');
+            RETURN pgq._clear_scheduled(v_queue.id, state);
     END CASE;
 END;
 $$;
 COMMENT ON FUNCTION pgq.purge_state(text, text) IS
-    'Of a queue throws away what is in one state and returns how many: ready, parked, scheduled or retrying jobs are cancelled, as '
-    'by pgq.purge; dead: its dead letters, as by pgq.discard_where; archived: the ended attempts that are in the archive by '
+    'Of a queue throws away what is in one state and returns how many: ready, parked, scheduled, waiting or retrying jobs are '
+    'cancelled, as by pgq.purge; dead: its dead letters, as by pgq.discard_where; archived: the ended attempts that are in the archive by '
     'now. Raises PQ002, PQ003, 22023, 55P03 if another transaction does not end within five seconds';
 
 CREATE OR REPLACE FUNCTION pgq.drop_queue(queue text, force boolean DEFAULT false) RETURNS void
@@ -3779,7 +4429,7 @@ BEGIN
     END LOOP;
     PERFORM pg_advisory_xact_lock(pgq._gate_key(v_queue.id));
     PERFORM pg_advisory_xact_lock(pgq._lane_key(l)) FROM pgq._lanes_of(v_queue) l;
-    SELECT coalesce(sum(s.ready + s.parked + s.scheduled + s.retrying + s.dead), 0)
+    SELECT coalesce(sum(s.ready + s.parked + s.scheduled + s.waiting + s.retrying + s.dead), 0)
         + (SELECT count(*) FROM generate_series(0, 15) n, pgq._running(n, v_queue.id))
         + (SELECT count(*) FROM pgq.straggler t WHERE t.lane >> 16 = v_queue.id AND t.kind IS NULL)
     INTO v_count
@@ -3846,7 +4496,7 @@ BEGIN
         FROM unnest(v_ids) q (id)
         CROSS JOIN LATERAL (
             SELECT s.run_at FROM pgq.scheduled s
-            WHERE s.lane >> 16 = q.id AND s.run_at >= pgq._marked('promote')
+            WHERE s.lane >> 16 = q.id AND s.run_at >= pgq._marked('promote') AND s.run_at < 'infinity'
             ORDER BY s.run_at LIMIT 1
         ) n
     );
@@ -3868,8 +4518,8 @@ END;
 $$;
 COMMENT ON FUNCTION pgq._clear_parked(int) IS 'Cancels the parked jobs of a queue';
 COMMENT ON FUNCTION pgq.purge(text) IS
-    'Cancels every waiting, parked, scheduled and retrying job of a queue and returns how many; running ones and dead letters stay. '
-    'Raises PQ002, PQ003, 55P03 if a claiming transaction does not end within five seconds';
+    'Cancels every ready, parked, scheduled, waiting and retrying job of a queue and returns how many; running ones and dead '
+    'letters stay. Raises PQ002, PQ003, 55P03 if a claiming transaction does not end within five seconds';
 
 -- 75_dead -------------------------------------------------------------------------------------------------------------
 
@@ -3980,22 +4630,31 @@ DECLARE
     v_queue pgq.queue := pgq._producing(queue);
     v_now CONSTANT timestamptz := pgq._now();
     v_count bigint;
+    v_waits boolean;
 BEGIN
+    PERFORM pg_advisory_xact_lock_shared(pgq._task_key(6));  -- see pgq._make_wait
     WITH gone AS MATERIALIZED (
-        SELECT d.*, pgq._home(pgq._front(d.lane), d.id, v_queue.shards) AS home
+        SELECT d.*, pgq._home(pgq._front(d.lane), d.id, v_queue.shards) AS home,
+            EXISTS (SELECT FROM pgq.dependency n WHERE n.job_id = d.id OFFSET 0) AS waits
         FROM pgq._take_dead(v_queue.id, ids, task, error, since, before, n) d
     ), ready AS (
         INSERT INTO pgq.job (lane, xid, id, enqueued_at, slot, attempt, max_attempts, task, payload, headers, history, group_key)
         SELECT g.home, pg_current_xact_id(), g.id, g.enqueued_at, v_slot, 1, g.max_attempts, g.task, g.payload,
             g.headers, g.history, g.group_key
-        FROM gone g WHERE per_second IS NULL
+        FROM gone g WHERE per_second IS NULL AND NOT g.waits
     ), later AS (
         INSERT INTO pgq.scheduled (run_at, id, lane, enqueued_at, attempt, max_attempts, task, payload, headers, history, group_key)
-        SELECT v_now + (row_number() OVER (ORDER BY g.id) - 1) / per_second * interval '1 second', g.id, g.home,
-            g.enqueued_at, 1, g.max_attempts, g.task, g.payload, g.headers, g.history, g.group_key
-        FROM gone g WHERE per_second IS NOT NULL
+        SELECT CASE WHEN g.waits THEN 'infinity'
+                ELSE v_now + (row_number() OVER (ORDER BY g.id) - 1) / per_second * interval '1 second' END,
+            g.id, g.home, g.enqueued_at, 1, g.max_attempts, g.task, g.payload, g.headers, g.history, g.group_key
+        FROM gone g WHERE per_second IS NOT NULL OR g.waits
+    ), again AS (
+        UPDATE pgq.dependent t SET given_up = false FROM gone g WHERE g.waits AND t.job_id = g.id
     )
-    SELECT count(*) INTO v_count FROM gone;
+    SELECT count(*), bool_or(g.waits) INTO v_count, v_waits FROM gone g;
+    IF v_waits THEN
+        PERFORM setval('pgq.first_waiting', 0);
+    END IF;
     IF v_count > 0 AND per_second IS NULL THEN
         PERFORM pgq._wake(v_queue.id, queue);
     END IF;
@@ -4070,6 +4729,10 @@ $$;
 COMMENT ON FUNCTION pgq.discard_where(text, text, text, timestamptz, timestamptz, int) IS
     'Throws dead letters of a queue away as pgq.discard does, those that pgq.dead_letters would list, of the lowest ids n at '
     'most; without conditions all of them. Returns how many. Raises PQ002, 22023';
+COMMENT ON FUNCTION pgq.redrive(text, bigint[]) IS
+    'Sends dead letters of a queue back to work, all or those with these ids, with all their attempts before them; their '
+    'history stays. Those that died because others did, which they waited for, wait for them again. Returns how many. '
+    'Raises PQ002';
 
 -- 80_observe ----------------------------------------------------------------------------------------------------------
 
@@ -4482,8 +5145,11 @@ DECLARE
 BEGIN
     PERFORM pgq._require('id', id IS NOT NULL OR NULL, 'the id of a job');
     RETURN QUERY
-    SELECT s.id, q.name, s.task, CASE WHEN s.attempt = 1 THEN 'scheduled' ELSE 'retrying' END, s.attempt::int,
-        s.enqueued_at, s.run_at, NULL::timestamptz, NULL::timestamptz, NULL::jsonb, s.history -> -1 ->> 'error'
+    SELECT s.id, q.name, s.task,
+        pgq._state_of(s.run_at, s.attempt), s.attempt::int,
+        s.enqueued_at, CASE WHEN s.run_at = 'infinity' THEN (
+            SELECT t.not_before FROM pgq.dependent t WHERE t.job_id = s.id
+        ) ELSE s.run_at END, NULL::timestamptz, NULL::timestamptz, NULL::jsonb, s.history -> -1 ->> 'error'
     FROM pgq.scheduled s JOIN pgq.queue q ON q.id = s.lane >> 16
     WHERE s.id = job_status.id
     UNION ALL
@@ -4587,15 +5253,16 @@ AS $$
 BEGIN
     RETURN QUERY
     SELECT q.name, q.paused, coalesce(c.ready, 0), coalesce(c.running, 0), coalesce(s.scheduled, 0),
-        coalesce(s.retrying, 0), coalesce(d.dead, 0), pgq._now() - c.oldest, coalesce(p.parked, 0)
+        coalesce(s.retrying, 0), coalesce(d.dead, 0), pgq._now() - c.oldest, coalesce(p.parked, 0),
+        coalesce(s.waiting, 0)
     FROM pgq.queue q
     LEFT JOIN (
         SELECT c.queue_id, sum(c.ready)::bigint AS ready, sum(c.running)::bigint AS running, min(c.oldest) AS oldest
         FROM pgq._counts() c GROUP BY c.queue_id
     ) c ON c.queue_id = q.id
     LEFT JOIN (
-        SELECT s.lane >> 16 AS queue_id, count(*) FILTER (WHERE s.attempt = 1) AS scheduled,
-            count(*) FILTER (WHERE s.attempt > 1) AS retrying
+        SELECT s.lane >> 16 AS queue_id, count(*) FILTER (WHERE s.attempt = 1 AND s.run_at < 'infinity') AS scheduled,
+            count(*) FILTER (WHERE s.attempt > 1) AS retrying, count(*) FILTER (WHERE s.run_at = 'infinity') AS waiting
         FROM pgq.scheduled s GROUP BY s.lane >> 16
     ) s ON s.queue_id = q.id
     LEFT JOIN (
@@ -4610,6 +5277,9 @@ $$;
 
 CREATE OR REPLACE VIEW pgq.queue_stats AS SELECT * FROM pgq.stats();
 COMMENT ON COLUMN pgq.queue_stats.parked IS 'Jobs that wait for a limit of their group or queue';
+COMMENT ON COLUMN pgq.job_state.state IS 'scheduled, waiting (for other jobs), ready, running, retrying, parked, done, dead or cancelled';
+COMMENT ON COLUMN pgq.job_state.run_at IS 'When it is due, if it is scheduled or retrying; at the earliest, if it waits for others';
+COMMENT ON COLUMN pgq.queue_stats.waiting IS 'Jobs that wait for other jobs to end';
 
 -- 85_wait -------------------------------------------------------------------------------------------------------------
 
@@ -4650,6 +5320,41 @@ COMMENT ON PROCEDURE pgq.wait (bigint, interval, text, jsonb, text) IS
     'it is in; ''not found'': it is unknown, not committed, or its archive was dropped. Raises 2D000 inside of a transaction '
     'block, 22004';
 
+-- Waiting for the end of a job, asleep (watch_job) or looking again and again (wait).
+-- Tables: those of job_status. pgq.wait calls it with the rights of its caller; as in 45_work, every name is qualified.
+CREATE FUNCTION pgq.watch_job(id bigint) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pgq.job_status(id) s JOIN pgq.queue q ON q.name = s.queue WHERE q.notify) THEN
+        RETURN false;
+    END IF;
+    PERFORM pg_advisory_lock_shared(pgq._wait_key(id));
+    IF pg_sequence_last_value('pgq.waited_on') < date_part('epoch', pgq._now()) - 5 THEN
+        PERFORM setval('pgq.waited_on', date_part('epoch', pgq._now())::bigint);
+    END IF;
+    IF pg_sequence_last_value('pgq.awaited') = 0 THEN
+        PERFORM setval('pgq.awaited', 1);
+    END IF;
+    RETURN true;
+END;
+$$;
+COMMENT ON FUNCTION pgq.watch_job(bigint) IS
+    'Registers this session as waiting for the end of a job, until pgq.unwatch_job or its own end: whoever ends the job then '
+    'notifies channel "pgq_job", payload the job''s id. LISTEN pgq_job first, watch, look at pgq.job_status once more, then '
+    'sleep, but not for ever: after a minute without a new watch nobody is told. Needs a session of its own: not for '
+    'transaction pooling. Returns false, and registers nothing, if the job is unknown or its queue does not notify. Raises 22004';
+
+CREATE FUNCTION pgq.unwatch_job(id bigint) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET client_min_messages = error
+AS $$
+BEGIN
+    PERFORM pgq._require('id', id IS NOT NULL OR NULL, 'the id of a job');
+    PERFORM pg_advisory_unlock_shared(pgq._wait_key(id));
+END;
+$$;
+COMMENT ON FUNCTION pgq.unwatch_job(bigint) IS 'Ends one pgq.watch_job of this job by this session. Raises 22004';
+
 -- 90_grant ------------------------------------------------------------------------------------------------------------
 
 CREATE OR REPLACE FUNCTION pgq._grant(role regrole, functions regproc[]) RETURNS void
@@ -4670,8 +5375,8 @@ CREATE OR REPLACE FUNCTION pgq.grant_producer(role regrole) RETURNS void
 AS $$
 BEGIN
     PERFORM pgq._grant(role, '{
-        pgq.enqueue, pgq.enqueue_many, pgq.enqueue_unique, pgq.enqueue_unique_many, pgq.enqueue_row, pgq.enqueue_rows,
-        pgq.version
+        pgq.enqueue, pgq.enqueue_many, pgq.enqueue_unique, pgq.enqueue_unique_many, pgq.enqueue_after,
+        pgq.enqueue_many_after, pgq.batch, pgq.add_to_batch, pgq.enqueue_row, pgq.enqueue_rows, pgq.version
     }');
 END;
 $$;
@@ -4699,7 +5404,8 @@ BEGIN
         pgq.create_queue, pgq.alter_queue, pgq.set_unique, pgq.set_limits, pgq.drop_queue, pgq.pause, pgq.resume, pgq.purge,
         pgq.purge_state, pgq.cancel, pgq.cancel_many, pgq.reschedule, pgq.set_priority, pgq.schedule, pgq.unschedule,
         pgq.next_runs, pgq.dead_letters, pgq.redrive, pgq.redrive_where, pgq.discard, pgq.discard_where,
-        pgq.job_status, pgq.wait, pgq.attempts, pgq.job_progress, pgq.stats, pgq.doctor,
+        pgq.job_status, pgq.batch_status, pgq.waits_for, pgq.wait, pgq.watch_job,
+        pgq.unwatch_job, pgq.attempts, pgq.job_progress, pgq.stats, pgq.doctor,
         pgq.grant_producer, pgq.grant_consumer, pgq.grant_admin
     }');
     EXECUTE format('GRANT SELECT ON pgq.queue_stats, pgq.archive, pgq.schedule TO %s', role);
@@ -4711,20 +5417,21 @@ COMMENT ON FUNCTION pgq.grant_admin(regrole) IS
 -- Nothing of it is open to everybody ----------------------------------------------------------------------------------
 
 REVOKE ALL ON TABLE
-    pgq.schedule, pgq.unique_key, pgq.parked, pgq.parked_group, pgq.permit, pgq.start, pgq.cancel_request, pgq.progress
+    pgq.schedule, pgq.unique_key, pgq.parked, pgq.parked_group, pgq.permit, pgq.start, pgq.dependent, pgq.dependency,
+    pgq.ended, pgq.cancel_request, pgq.progress
 FROM PUBLIC;
-REVOKE ALL ON SEQUENCE pgq.turn FROM PUBLIC;
+REVOKE ALL ON SEQUENCE pgq.turn, pgq.awaited, pgq.waited_on, pgq.looked_after, pgq.first_waiting FROM PUBLIC;
 REVOKE ALL ON TYPE
-    pgq.schedule, pgq.unique_key, pgq.parked, pgq.parked_group, pgq.permit, pgq.start, pgq.cancel_request, pgq.progress,
-    pgq.enqueued, pgq.cron, pgq.holder,
-    pgq.dead_letter, pgq.job_attempt
+    pgq.schedule, pgq.unique_key, pgq.parked, pgq.parked_group, pgq.permit, pgq.start, pgq.dependent, pgq.dependency,
+    pgq.ended, pgq.cancel_request, pgq.progress, pgq.enqueued, pgq.cron, pgq.holder, pgq.dead_letter, pgq.job_attempt,
+    pgq.batch_state
 FROM PUBLIC;
 REVOKE ALL ON FUNCTION
     pgq._home(bigint, bigint, int), pgq._lanes_of(pgq.queue), pgq._empty_lane(int, bigint),
     pgq._check_rate(text, int, interval),
     pgq.set_limits(text, int, int, int, interval, int, interval, boolean, boolean), pgq._started(int, text, bigint),
     pgq._room(int, text, int, interval), pgq._room_at(int, text, int, interval),
-    pgq._end_permits(bigint[], boolean), pgq._hand_back(bigint[], boolean), pgq._has_permits(bigint[]),
+    pgq._end_permits(bigint[], boolean), pgq._hand_back(bigint[], pgq.outcome_kind), pgq._matters(bigint[]),
     pgq._look_again(int), pgq._park(pgq.queue, bigint, int, int[], pg_snapshot),
     pgq._take_known(pgq.queue, int, bigint, int, pg_snapshot, timestamptz, text),
     pgq._pick_of(pgq.queue, text, int, int), pgq._pick(pgq.queue, int, int),
@@ -4732,14 +5439,24 @@ REVOKE ALL ON FUNCTION
     pgq._limited_until(pgq.queue), pgq._tidy_limits(), pgq._front(bigint), pgq._line(bigint), pgq._gate_key(int),
     pgq._new_lane(pgq.queue, int, bigint, text), pgq._clear_parked(int), pgq._attempts(int, bigint[], bigint[]),
     pgq._count(int, boolean),
-    pgq._check_payloads(jsonb[]), pgq._add_jobs(bigint[], text, jsonb[], text, int, timestamptz, int, text[], jsonb),
+    pgq._check_payloads(jsonb[]),
+    pgq._add_jobs(bigint[], text, jsonb[], text, int, timestamptz, int, text[], jsonb, bigint[], text),
+    pgq.enqueue_after(bigint[], text, jsonb, text, int, timestamptz, interval, int, text, text, jsonb, text),
+    pgq.enqueue_many_after(bigint[], text, jsonb[], text, int, timestamptz, interval, int, text[], jsonb, text),
+    pgq._is_watched(bigint), pgq._wait_key(bigint), pgq._state_of(timestamptz, smallint), pgq._put_off(bigint, timestamptz),
+    pgq._check_after(bigint[]), pgq._make_wait(bigint[], bigint[], text, timestamptz),
+    pgq.batch(bigint[], text, jsonb, text, int, int, jsonb), pgq.add_to_batch(bigint, bigint[]), pgq.batch_status(bigint),
+    pgq.waits_for(bigint, int), pgq._tell(bigint[], pgq.outcome_kind), pgq._lock_dependents(bigint[]), pgq._let_go(bigint[]),
+    pgq._give_up(bigint[], text[]), pgq._take_in(bigint[], pgq.outcome_kind[]), pgq._end_of(bigint, xid8),
+    pgq._look_after(int, boolean), pgq._resolve(int), pgq._look_around(), pgq._tidy_dependents(), pgq.watch_job(bigint),
+    pgq.unwatch_job(bigint),
     pgq._check_unique(text, interval, text), pgq.set_unique(text, text, interval, text), pgq._lives(bigint, boolean),
     pgq._holds(pgq.unique_key), pgq._take_key(pgq.unique_key), pgq._drop_keys(bigint[]), pgq._tidy_keys(),
     pgq._repeat(bigint, jsonb, text, jsonb, timestamptz),
     pgq.enqueue_unique_many(text, jsonb[], text[], text, int,
-        timestamptz, interval, int, text[], jsonb, text, interval, text),
+        timestamptz, interval, int, text[], jsonb, text, interval, text, bigint[], text),
     pgq.enqueue_unique(text, jsonb, text, int,
-        timestamptz, interval, int, text, text, jsonb, text, interval, text), pgq._validate(pgq.queue, jsonb[], text),
+        timestamptz, interval, int, text, text, jsonb, text, interval, text, bigint[], text), pgq._validate(pgq.queue, jsonb[], text),
     pgq.set_validator(text, regprocedure), pgq._is_plain(oid), pgq._safe_columns(oid),
     pgq._change(oid, text, jsonb, jsonb), pgq._keep(jsonb, text[]), pgq._refuse_trigger(text), pgq.enqueue_row(),
     pgq.enqueue_rows(), pgq._given_back(bigint[], bigint[], pgq.outcome_kind),
@@ -4754,7 +5471,7 @@ REVOKE ALL ON FUNCTION
     pgq._next_run(pgq.cron, text, timestamptz), pgq._zone(text), pgq.next_runs(text, text, int, timestamptz),
     pgq._enqueue_tick(pgq.schedule, timestamptz), pgq._last_run(pgq.cron, text, timestamptz, timestamptz),
     pgq._fire_one(pgq.schedule, timestamptz), pgq._fire(), pgq._exclusive_key(text), pgq.exclusive_holder(text),
-    pgq._clear_ready(pgq.queue), pgq._clear_scheduled(int, boolean), pgq.purge_state(text, text),
+    pgq._clear_ready(pgq.queue), pgq._clear_scheduled(int, text), pgq.purge_state(text, text),
     pgq._is_chosen(pgq.dead, text, text, timestamptz, timestamptz),
     pgq.dead_letters(text, text, text, timestamptz, timestamptz, bigint, int),
     pgq._take_dead(int, bigint[], text, text, timestamptz, timestamptz, int),

@@ -46,9 +46,10 @@ def drain(session: Session, queues: Sequence[str], ahead: float, patience: int =
 
 
 def _outstanding(connection: psycopg.Connection[Any]) -> int:
-    query = (
-        "SELECT coalesce(sum(s.ready + s.parked + s.running + s.scheduled + s.retrying), 0)::bigint FROM pgq.stats() s"
-    )
+    query = """
+        SELECT coalesce(sum(s.ready + s.parked + s.running + s.scheduled + s.waiting + s.retrying), 0)::bigint
+        FROM pgq.stats() s
+    """
     (row,) = connection.execute(query).fetchall()
     return int(row[0])
 

@@ -106,5 +106,5 @@ _COUNTS = """
 SELECT s.queue, c.name, c.count
 FROM pgq.stats() s,
     LATERAL (VALUES ('ready', s.ready), ('running', s.running), ('scheduled', s.scheduled), ('retrying', s.retrying),
-        ('parked', s.parked)) c (name, count)
+        ('parked', s.parked), ('waiting', s.waiting)) c (name, count)
 """

@@ -340,6 +340,46 @@ MUTATIONS = (
         Kind.GROUP,
     ),
     Mutation(
+        "nobody waits for anybody",
+        stories.jobs_wait_for_others,
+        (
+            Patch("_let_go", "NOT EXISTS (SELECT FROM pgq.dependency d WHERE d.job_id = i OFFSET 0)", "true"),
+            Patch("_look_after", "WHERE u.after_id IS NULL", "WHERE true"),
+        ),
+        Kind.AFTER,
+    ),
+    Mutation(
+        "who waits is never let go",
+        stories.jobs_wait_for_others,
+        (Patch("_let_go", "NOT EXISTS (SELECT FROM pgq.dependency d WHERE d.job_id = i OFFSET 0)", "false"),),
+        Kind.STUCK,
+    ),
+    Mutation(
+        "nobody tells and nobody looks",
+        stories.jobs_wait_for_others,
+        (
+            Patch(
+                "_tell",
+                "WHERE EXISTS (SELECT FROM pgq.dependency",
+                "WHERE false AND EXISTS (SELECT FROM pgq.dependency",
+            ),
+            Patch("_look_after", "WHERE e.over", "WHERE false"),
+        ),
+        Kind.STUCK,
+    ),
+    Mutation(
+        "who died counts as done",
+        stories.a_job_waits_for_one_that_dies,
+        (Patch("_take_in", "(v_done = 1 OR (SELECT", "(true OR (SELECT"),),
+        Kind.AFTER,
+    ),
+    Mutation(
+        "who is done counts as dead",
+        stories.jobs_wait_for_others,
+        (Patch("_take_in", "(e.kind = 'done') IS TRUE = (v_done = 1)", "v_done = 0"),),
+        Kind.EARLY_DEATH,
+    ),
+    Mutation(
         "results are dropped",
         stories.jobs_are_done,
         (Patch(f"_settle_{_SLOT}", "'done', result", "'done', NULL"),),

@@ -120,6 +120,7 @@ class Session:
         columns: str = "f.v",
         only: Mapping[str, Any] | None = None,
         extra: Mapping[str, Any] | None = None,
+        called: str | None = None,
     ) -> list[Any]:
         """Call pgq.<name> with those arguments that are not None. `only` is sent instead, `extra` only recorded."""
         recorded = {key: value for key, value in args.items() if value is not None}
@@ -127,7 +128,7 @@ class Session:
         named = ", ".join(f"{key} => %s" for key in sent)
         alias = "AS v(v)" if columns == "f.v" else ""
         return self.call(
-            name, recorded | dict(extra or {}), f"pgq.{name}({named}) {alias}", list(sent.values()), columns
+            name, recorded | dict(extra or {}), f"pgq.{called or name}({named}) {alias}", list(sent.values()), columns
         )
 
     @contextmanager
@@ -217,7 +218,8 @@ class Session:
     def enqueue(self, queue: str, payload: Mapping[str, Any], **options: Any) -> int:
         """The payload must have a unique "k", by which the job is known."""
         args = {"queue": queue, "payload": payload, **options}
-        ((id,),) = self._function("enqueue", args, only=_as_json(args, "payload", "headers"))
+        only = _as_json(args, "payload", "headers")
+        ((id,),) = self._function("enqueue", args, only=only, called="enqueue_after" if "after" in args else "enqueue")
         return int(id)
 
     def enqueue_many(self, queue: str, payloads: Sequence[Mapping[str, Any]], **options: Any) -> list[int]:

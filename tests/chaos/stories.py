@@ -402,6 +402,33 @@ def a_group_waits_for_its_job_that_failed(world: World) -> None:
     worker.claim("q")
 
 
+def jobs_wait_for_others(world: World) -> None:
+    producer, worker = world.session("producer"), world.session("worker")
+    first = producer.enqueue("q", {"k": "a"})
+    second = producer.enqueue("q", {"k": "b"}, after=[first])
+    producer.enqueue("q", {"k": "c"}, after=[first, second], on_dead="run")
+    for _ in range(3):
+        worker.claim("q", 10)
+        jobs = worker.claim("q", 10)
+        worker.look()
+        for job in jobs:
+            worker.ack(job.id, job.lease)
+        worker.maintain()
+
+
+def a_job_waits_for_one_that_dies(world: World) -> None:
+    producer, worker = world.session("producer"), world.session("worker")
+    first = producer.enqueue("q", {"k": "a"})
+    producer.enqueue("q", {"k": "b"}, after=[first])
+    producer.enqueue("q", {"k": "c"}, after=[first], on_dead="run")
+    (job,) = worker.claim("q")
+    worker.reject(job.id, job.lease, retry=False)
+    worker.maintain()
+    worker.look()
+    for job in worker.claim("q", 10):
+        worker.ack(job.id, job.lease)
+
+
 STORIES: tuple[Story, ...] = (
     an_ack_under_the_lease_of_another_job,
     a_batch_under_the_lease_of_another_job,
@@ -435,4 +462,6 @@ STORIES: tuple[Story, ...] = (
     a_key_is_taken_by_two_at_once,
     jobs_of_a_group_wait_for_each_other,
     a_group_waits_for_its_job_that_failed,
+    jobs_wait_for_others,
+    a_job_waits_for_one_that_dies,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -905,6 +906,45 @@ def a_job_is_overtaken_within_its_group(wrong: bool) -> Script:
     script.enqueue(2, group_key="g" if wrong else "h")
     script.done(2)
     script.done(1)
+    return script
+
+
+@twins(Kind.AFTER)
+def a_job_runs_before_the_one_it_waits_for(wrong: bool) -> Script:
+    script = Script(shards=4)
+    script.enqueue(1)
+    script.enqueue(2, after=[1])
+    for id in (2, 1) if wrong else (1, 2):
+        script.done(id)
+    return script
+
+
+@twins(Kind.AFTER)
+def a_job_runs_although_the_one_it_waits_for_is_dead(wrong: bool) -> Script:
+    script = Script(shards=4)
+    script.enqueue(1)
+    script.enqueue(2, after=[1], **({} if wrong else {"on_dead": "run"}))
+    lease = script.claim(1)
+    script.reject(1, lease, "dead", retry=False)
+    script.archived(1, lease, kind="dead")
+    script.buried(1, attempt=1)
+    more: dict[str, Any] = {} if wrong else {"headers": {"after": {"done": 0, "failed": 1}}}
+    lease = script.claim(2, **more)
+    script.ack(2, lease)
+    script.archived(2, lease, **more)
+    return script
+
+
+@twins(Kind.EARLY_DEATH)
+def a_job_dies_although_the_one_it_waits_for_is_done(wrong: bool) -> Script:
+    script = Script(shards=4)
+    script.enqueue(1)
+    script.enqueue(2, after=[1])
+    script.done(1)
+    if wrong:
+        script.buried(2, attempt=0)
+    else:
+        script.done(2)
     return script
 
 

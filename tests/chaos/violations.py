@@ -40,6 +40,7 @@ class Kind(Enum):
     ORDER = "a job was overtaken by a younger one of its queue, which has one shard"
     PRIORITY = "a job was overtaken by one of lower priority"
     GROUP = "a job was handed out while another one held its group"
+    AFTER = "a job was handed out before one had ended that it waits for"
     UNIQUE = "two jobs with one unique key were live at once, or one that had ended held its key"
     WRONG_QUEUE = "a claim returned a job of another queue"
     CHANGED = "payload, task, headers or settings of a job have changed"

@@ -48,7 +48,18 @@ class Job:
     priority: int = 0
     max_attempts: int | None = None
     headers: Any = None
+    after: tuple[int, ...] | None = None
+    """The jobs that it waits for"""
+
+    on_dead: str = "fail"
     places: list[Place] = field(default_factory=list)
+
+    def own(self, headers: Any) -> Any:
+        """What was found as its headers, without what tells how those have ended that it waited for."""
+        if self.after is None or self.on_dead != "run" or not headers:
+            return headers
+        assert sum(headers.get("after", {}).values()) == len(set(self.after)), headers
+        return {key: value for key, value in headers.items() if key != "after"} or None
 
     def __repr__(self) -> str:
         return f"<job {self.id} of {self.queue_name}, priority {self.priority}>"
@@ -70,7 +81,7 @@ class Place(Row):
 
     job: Job
     state: str
-    """scheduled, ready, running, dead, done, cancelled; gone: cancelled without a trace"""
+    """scheduled, waiting, ready, running, dead, done, cancelled; gone: cancelled without a trace"""
 
     attempt: int
     made: int = 0
@@ -83,6 +94,8 @@ class Place(Row):
     started_at: datetime | None = None
     finished_at: datetime | None = None
     result: Any = None
+    reason: str | None = None
+    """Why it died without an attempt"""
 
     def __repr__(self) -> str:
         words = [f"{self.state}, attempt {self.attempt}", "at the front" if self.front else ""]
@@ -91,7 +104,7 @@ class Place(Row):
 
     @property
     def error(self) -> str | None:
-        return self.history[-1].error if self.history else None
+        return self.reason or (self.history[-1].error if self.history else None)
 
 
 @dataclass(eq=False)
@@ -142,7 +155,7 @@ class Key(Row):
     until_claimed: bool
 
     def held_by(self, place: Place | None) -> bool:
-        states = {"scheduled", "ready"} if self.until_claimed else {"scheduled", "ready", "running"}
+        states = {"scheduled", "waiting", "ready"} | (set() if self.until_claimed else {"running"})
         return place is not None and place.state in states and not (self.until_claimed and place.attempt > 1)
 
 

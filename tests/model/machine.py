@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from tests.model.data import Settings
+from tests.model.data import Place, Settings
 from tests.model.model import Pair
 from tests.model.transactions import OUTSIDE, Transaction
 from tests.model.world import SYNC, World
@@ -39,17 +39,17 @@ NOT_DRIVEN = {
     "progress": "tests/sql/test_attempts.py",
     "job_progress": "tests/sql/test_attempts.py",
     "dead_letters": "reads; tests/sql/test_dead.py",
-    "redrive_where": "tests/sql/test_dead.py",
-    "discard": "tests/sql/test_dead.py",
-    "discard_where": "tests/sql/test_dead.py",
     "purge_state": "a part of purge; tests/sql/test_administration.py",
     "cancel": "stories for two sessions at every step; tests/sql/test_cancel.py",
     "cancel_many": "tests/sql/test_cancel.py",
     "cancel_requested": "tests/sql/test_cancel.py",
     "reschedule": "tests/sql/test_cancel.py",
     "set_priority": "tests/sql/test_cancel.py",
-    "snooze": "tests/sql/test_snooze.py",
-    "snooze_many": "tests/sql/test_snooze.py",
+    "add_to_batch": "stories for two sessions; tests/sql/test_after.py",
+    "batch_status": "reads; tests/sql/test_after.py",
+    "waits_for": "reads; tests/sql/test_after.py",
+    "watch_job": "tests/sql/test_wait.py",
+    "unwatch_job": "tests/sql/test_wait.py",
     "set_unique": "a default of enqueue_unique; tests/sql/test_unique.py",
     "set_limits": "what claims may return depends on who runs what; tests/sql/test_groups.py",
     "set_validator": "tests/sql/test_validators.py",
@@ -151,6 +151,14 @@ job_options = st.fixed_dictionaries(
         "headers": st.just({"trace": "1"}),
     },
 )
+
+
+AFTER_OPTIONS = {
+    "on_dead": st.sampled_from(["fail", "run"]),
+    "delay": st.sampled_from(MINUTES),
+    "priority": st.sampled_from([0, 7]),
+    "headers": st.just({"trace": "1"}),
+}
 
 
 class Machine(RuleBasedStateMachine):
@@ -263,6 +271,21 @@ class Machine(RuleBasedStateMachine):
         self.world.enqueue_many(who, QUEUES[queue], count, **options)
         self.after(who)
 
+    @drives("enqueue_after", "enqueue_many_after", "batch")
+    @rule(
+        who=who,
+        queue=queue,
+        count=st.sampled_from([1, 1, 1, 2]),
+        others=st.lists(number, max_size=3),
+        options=st.just({"on_dead": "run"}) | st.fixed_dictionaries({}, optional=AFTER_OPTIONS),
+    )
+    def enqueue_after(self, who: int, queue: int, count: int, others: list[int], options: dict[str, Any]) -> None:
+        """After the newest jobs, of this session or another one, whatever becomes of them."""
+        known = sorted(self.world.model.jobs)[-20:]
+        after = [known[n % len(known)] for n in others] if known else []
+        self.world.enqueue_after(who, after, QUEUES[queue], count, **options)
+        self.after(who)
+
     @drives("enqueue_unique", "enqueue_unique_many")
     @rule(
         who=who,
@@ -337,6 +360,16 @@ class Machine(RuleBasedStateMachine):
         if pairs := self._settled(who, picks):
             self.world.release(who, pairs)
             self.after(who)
+
+    @drives("snooze", "snooze_many")
+    @rule(who=who, picks=picks, delay=st.sampled_from(MINUTES), many=st.booleans())
+    def snooze(self, who: int, picks: list[tuple[str, int]], delay: timedelta, many: bool) -> None:
+        pairs = self._settled(who, picks)
+        if many and pairs:
+            self.world.snooze_many(who, pairs, delay)
+        elif pairs:
+            self.world.snooze(who, pairs[0], delay)
+        self.after(who)
 
     @drives("extend", "extend_many")
     @rule(who=who, picks=picks, lease_for=duration, many=st.booleans())
@@ -417,6 +450,30 @@ class Machine(RuleBasedStateMachine):
             names = QUEUES if other or not dead else [dead[0].job.queue_name]
             chosen = None if ids is None else [dead[n % len(dead)].job.id if dead else n for n in ids]
             self.world.redrive(who, names[0], chosen)
+            self.after(who)
+
+    def _buried(self, who: int) -> list[Place]:
+        """The dead letters, of which there is one if that is possible."""
+        if not self.world.model.places(self.view(who), "dead"):
+            for pair in self._settled(who, [("held", 0)])[:1]:
+                self.world.reject(who, pair, retry=False)
+        return self.world.model.places(self.view(who), "dead")
+
+    @drives("redrive_where")
+    @rule(who=who, n=st.sampled_from([None, 1, 2]), per_second=st.sampled_from([None, 1, 2]))
+    def redrive_where(self, who: int, n: int | None, per_second: float | None) -> None:
+        dead = self._buried(who)
+        if dead and not self.frozen(who):
+            self.world.redrive_where(who, dead[0].job.queue_name, n, per_second)
+            self.after(who)
+
+    @drives("discard", "discard_where")
+    @rule(who=who, ids=st.sampled_from([None, [0], [0], [1, 2]]))
+    def discard(self, who: int, ids: list[int] | None) -> None:
+        dead = self._buried(who)
+        if dead and not self.frozen(who):
+            chosen = None if ids is None else [dead[n % len(dead)].job.id for n in ids]
+            self.world.discard(who, dead[0].job.queue_name, chosen)
             self.after(who)
 
     # Waiting workers --------------------------------------------------------------------------------------------------

@@ -149,6 +149,7 @@ class Model:
         """End a place and begin the next."""
         self.die(tx, place)
         fresh = {"lease": None, "run_at": None, "started_at": None, "finished_at": None, "result": None, "front": False}
+        fresh["reason"] = None
         new = replace(place, born=tx, died=None, state=state, made=self.events, **{**fresh, **changes})
         place.job.places.append(new)
         tx.log.append(("born", new))
@@ -196,6 +197,12 @@ class Model:
         assert len(ids) == len(payloads)
         self._add_jobs(tx, found, ids, payloads, run_at=run_at, delay=delay, **properties)
 
+    def enqueue_many_after(
+        self, tx: Transaction, after: Sequence[int], queue: str, payloads: Sequence[Any], **properties: Any
+    ) -> Call:
+        """Also pgq.enqueue_after and pgq.batch, which are cases of one payload."""
+        yield from self.enqueue_many(tx, queue, payloads, after=tuple(after), **properties)
+
     def _add_jobs(
         self,
         tx: Transaction,
@@ -216,13 +223,14 @@ class Model:
             )
             assert not taken, f"job id {id} was given out twice"
             job = Job(id, queue.serial, queue.name, self.now, payload, **properties)
-            place = Place(tx, None, job, "scheduled" if later else "ready", 1, self.events)
-            place.run_at = run_at if later else None
+            state = "waiting" if job.after is not None else "scheduled" if later else "ready"
+            place = Place(tx, None, job, state, 1, self.events)
+            place.run_at = run_at if later or job.after is not None else None
             job.places.append(place)
             self.jobs[id] = job
             tx.log.append(("born", place))
         tx.hold("jobs")
-        if ids and not later:
+        if ids and (not later or "after" in properties):
             self.wake(tx, queue.serial)
 
     def enqueue_unique_many(
@@ -327,6 +335,8 @@ class Model:
             lease.jobs.append(place.job)
             self.move(tx, place, "running", lease=lease, started_at=self.now)
         tx.hold("lanes", found.serial)
+        if len(jobs) < batch:
+            yield from self._looked_around(tx)
 
     def _check_claimed(self, queue: Queue, jobs: list[Claimed], taken: list[Place], expires_at: datetime) -> None:
         known = [job.lease for job in jobs if job.lease in self.leases]
@@ -337,6 +347,7 @@ class Model:
                 job.id, claimed.lease, queue.name, job.task, job.payload, place.attempt,
                 job.max_attempts or queue.settings.max_attempts, job.priority, job.enqueued_at, expires_at, job.headers,
             )  # fmt: skip
+            claimed = replace(claimed, headers=job.own(claimed.headers))
             assert claimed == expected, f"{claimed}, and not {expected}"
 
     # Settling ---------------------------------------------------------------------------------------------------------
@@ -472,6 +483,20 @@ class Model:
             self.move(tx, place, "ready", front=True)
             self.wake(tx, place.job.queue)
 
+    def snooze(self, tx: Transaction, id: int | None, lease: int | None, delay: timedelta) -> Call:
+        lost = "22004" if id is None or lease is None else "PQ001"
+        yield self._settling(tx, [(id, lease)], lost=lost)
+        self._snoozed(tx, self._effective(tx, [(id, lease)], [id] if id is not None else []), delay)
+
+    def snooze_many(self, tx: Transaction, pairs: Sequence[Pair], delay: timedelta) -> Call:
+        ids = yield self._settling(tx, pairs)
+        self._snoozed(tx, self._effective(tx, pairs, ids), delay)
+
+    def _snoozed(self, tx: Transaction, places: list[Place], delay: timedelta) -> None:
+        tx.hold("jobs")
+        for place in places:
+            self.move(tx, place, "scheduled", run_at=self.now + delay)
+
     def extend(self, tx: Transaction, lease: int | None, lease_for: timedelta | None = None) -> Call:
         if lease is None:
             yield Expect(error="22004")
@@ -525,6 +550,7 @@ class Model:
     def maintain(self, tx: Transaction) -> Call:
         done = yield self._maintaining(tx)
         assert done.pop("fired") == 0, "fired a schedule, and there is none"
+        yield from self._resolved(tx)
         yield from self._promoted(tx, done.pop("promoted"))
         yield from self._reaped(tx, done.pop("reaped"))
         self._rotated(tx, done)
@@ -549,6 +575,44 @@ class Model:
             self.wake(tx, place.job.queue)
         tx.hold("jobs")
         self.promoted_at = self.now
+
+    def _looked_around(self, tx: Transaction) -> Call:
+        """Who found nothing to claim may have let others go on that waited, and then promoted whatever is due."""
+        waiting = [p for p in self.places(tx, "waiting") if not contested(tx, p)]
+        yield from self._resolved(tx)
+        if any(p.died and p.job.places[-1].state == "scheduled" for p in waiting) and not self.held_up(tx, "promote"):
+            tx.hold("promote")
+            self.promoted_at = self.now
+            due = [
+                p for p in self.places(tx, "scheduled") if p.run_at and p.run_at <= self.now and not contested(tx, p)
+            ]
+            for place in (yield from self._which(due, {"ready"})):
+                self.move(tx, place, "ready")
+                self.wake(tx, place.job.queue)
+
+    def _resolved(self, tx: Transaction) -> Call:
+        """Jobs that waited for others go on, or die. That none stays behind is seen in the end, when all has ended."""
+        waiting = [p for p in self.places(tx, "waiting") if not contested(tx, p)]
+        if not waiting:
+            return
+        found: dict[int, State] = yield Look([place.job.id for place in waiting])
+        for place in waiting:
+            state, job = found[place.job.id], place.job
+            if state.state == "waiting":
+                continue
+            others = [self.jobs.get(id) for id in job.after or ()]
+            bad = [any(p.state in ("dead", "cancelled", "gone") for p in o.places) if o else True for o in others]
+            seen = [self.place(tx, id) for id in job.after or ()]
+            done = [p is not None and p.state == "done" for p in seen]
+            if state.state == "dead":
+                assert job.on_dead == "fail", f"{job} died, and should have run"
+                assert not all(done), f"{job} died, and all are done that it waits for: {seen}"
+                assert state.attempt == 0, state
+                self.move(tx, place, "dead", attempt=0, finished_at=self.now, reason=state.error)
+                continue
+            ended = [d or (job.on_dead == "run" and (p is None or b)) for d, p, b in zip(done, seen, bad, strict=True)]
+            assert all(ended), f"{job} went on, and these have not ended as it wants: {seen}"
+            self.move(tx, place, "scheduled", run_at=max(place.run_at or self.now, self.now))
 
     def _reaped(self, tx: Transaction, count: int) -> Call:
         if self.held_up(tx, "reap"):
@@ -657,7 +721,7 @@ class Model:
         assert found
         ready = [p for p in self.places(tx, "ready", found.serial) if p.born is not tx]
         carried = tx.holds("carried")  # then some are this transaction's own now
-        scheduled = self.places(tx, "scheduled", found.serial)
+        scheduled = [p for state in ("scheduled", "waiting") for p in self.places(tx, state, found.serial)]
         assert count == len(ready) + len(scheduled) or carried, f"purged {count} of {ready} and {scheduled}"
         if carried and count != len(ready) + len(scheduled):
             ready = yield from self._which(ready, {"cancelled"})
@@ -677,7 +741,7 @@ class Model:
         if found and tx.snapshot is not None:
             yield Expect(error="PQ003")
             return
-        states = ("ready", "scheduled", "running", "dead")
+        states = ("ready", "scheduled", "waiting", "running", "dead")
         left = [p for state in states for p in self.places(tx, state, found.serial)] if found else []
         yield Expect(error="PQ002" if not found else "PQ005" if left and not force else None)
         assert found
@@ -697,9 +761,38 @@ class Model:
         assert found
         assert count == len(chosen), f"redrove {count}, and not {chosen}"
         for place in chosen:
-            self.move(tx, place, "ready", attempt=1)
+            self.move(tx, place, "ready" if place.attempt else "waiting", attempt=1)
             self.wake(tx, found.serial)
         tx.hold("jobs")
+
+    def redrive_where(self, tx: Transaction, name: str, n: int | None = None, per_second: float | None = None) -> Call:
+        found = self.queue(tx, name)
+        chosen = self.places(tx, "dead", found.serial)[:n] if found else []
+        expect = self._producing(tx, found)
+        count = yield replace(expect, must_wait=expect.must_wait or any(contested(tx, p) for p in chosen))
+        assert found
+        assert count == len(chosen), f"redrove {count}, and not {chosen}"
+        for nth, place in enumerate(chosen):
+            if not place.attempt:
+                self.move(tx, place, "waiting", attempt=1)
+            elif per_second:
+                self.move(tx, place, "scheduled", attempt=1, run_at=self.now + timedelta(seconds=nth / per_second))
+            else:
+                self.move(tx, place, "ready", attempt=1)
+        if not per_second and chosen:
+            self.wake(tx, found.serial)
+        tx.hold("jobs")
+
+    def discard(self, tx: Transaction, name: str, ids: Sequence[int] | None = None) -> Call:
+        """Without ids: pgq.discard_where."""
+        found = self.queue(tx, name)
+        dead = self.places(tx, "dead", found.serial) if found else []
+        chosen = [place for place in dead if ids is None or place.job.id in ids]
+        error = None if found else "PQ002"
+        count = yield Expect(error=error, must_wait=any(contested(tx, p) for p in chosen))
+        assert count == len(chosen), f"threw {count} away, and not {chosen}"
+        for place in chosen:
+            self.move(tx, place, "gone")
 
     # Waiting workers: not part of a transaction -----------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -31,6 +31,7 @@ class Stat:
     dead: int
     oldest_ready: timedelta | None
     parked: int
+    waiting: int
 
 
 def check_stats(model: Model, viewer: Transaction, actual: list[Stat]) -> None:
@@ -61,6 +62,7 @@ def _check_stat(model: Model, viewer: Transaction, queue: Queue, places: list[Pl
         dead=sum(place.state == "dead" for place in places),
         oldest_ready=model.now - min(place.job.enqueued_at for place in ready) if ready else None,
         parked=0,
+        waiting=sum(place.state == "waiting" for place in places),
     )
     assert stat == expected, f"{stat}, and not {expected}"
 
@@ -153,7 +155,8 @@ def _is(model: Model, ending: Ending, row: Archived) -> bool:
     job = ending.job
     if row.id != job.id or (ending.lease is not None and row.lease != ending.lease):
         return False
-    return row.drop_after - ending.finished_at in _retentions(model, job.queue) and row == Archived(
+    own = replace(row, headers=job.own(row.headers))
+    return row.drop_after - ending.finished_at in _retentions(model, job.queue) and own == Archived(
         job.id, row.lease, job.enqueued_at, ending.started_at, ending.finished_at, row.drop_after, ending.kind,
         ending.attempt, job.priority, job.queue_name, ending.worker, job.task, job.payload, job.headers, ending.result,
         ending.error,

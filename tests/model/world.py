@@ -204,6 +204,26 @@ class World:
         )
         return [] if isinstance(value, Refused) else list(value)
 
+    def enqueue_after(self, who: int, after: Sequence[int], queue: str, count: int, **named: Any) -> Any:
+        """Several with pgq.enqueue_many_after; one with pgq.enqueue_after, or with pgq.batch if it runs anyway."""
+        named = _given(named)
+        payloads = self._next_payloads(count)
+        json = [Jsonb(payload) for payload in payloads]
+        function = "enqueue_many_after" if count != 1 else "enqueue_after"
+        sent = dict(named)
+        if count == 1 and set(named) == {"on_dead"} and named["on_dead"] == "run":
+            function, sent = "batch", {}
+        return self.run(
+            who,
+            lambda tx: self.model.enqueue_many_after(tx, after, queue, payloads, **named),
+            function,
+            list(after),
+            queue,
+            json if count != 1 else json[0],
+            read=lambda rows: [row[0] for row in rows],
+            **_adapted(sent),
+        )
+
     def enqueue_unique(self, who: int, queue: str, keys: Sequence[str | None], **named: Any) -> Any:
         """Several with pgq.enqueue_unique_many; one, if it has a key, with pgq.enqueue_unique."""
         named = _given(named)
@@ -279,6 +299,19 @@ class World:
     def release(self, who: int, pairs: Sequence[Pair]) -> Any:
         return self.run(who, lambda tx: self.model.release(tx, pairs), "release", *_columns(pairs), read=_column)
 
+    def snooze(self, who: int, pair: Pair, delay: timedelta) -> Any:
+        return self.run(who, lambda tx: self.model.snooze(tx, *pair, delay), "snooze", *pair, delay)
+
+    def snooze_many(self, who: int, pairs: Sequence[Pair], delay: timedelta) -> Any:
+        return self.run(
+            who,
+            lambda tx: self.model.snooze_many(tx, pairs, delay),
+            "snooze_many",
+            *_columns(pairs),
+            delay,
+            read=_column,
+        )
+
     def extend(self, who: int, lease: int | None, lease_for: timedelta | None = None) -> Any:
         return self.run(who, lambda tx: self.model.extend(tx, lease, lease_for), "extend", lease, lease_for=lease_for)
 
@@ -347,6 +380,20 @@ class World:
             name,
             ids=None if ids is None else list(ids),
         )
+
+    def redrive_where(self, who: int, name: str, n: int | None, per_second: float | None) -> Any:
+        return self.run(
+            who,
+            lambda tx: self.model.redrive_where(tx, name, n, per_second),
+            "redrive_where",
+            name,
+            n=n,
+            per_second=per_second,
+        )
+
+    def discard(self, who: int, name: str, ids: Sequence[int] | None) -> Any:
+        function, values = ("discard_where", [name]) if ids is None else ("discard", [name, list(ids)])
+        return self.run(who, lambda tx: self.model.discard(tx, name, ids), function, *values)
 
     # Transactions -----------------------------------------------------------------------------------------------------
 
@@ -584,7 +631,7 @@ class World:
         raise AssertionError(f"still there: {self._unfinished()}")
 
     def _unfinished(self) -> list[Place]:
-        return [p for state in ("scheduled", "ready", "running") for p in self.model.places(OUTSIDE, state)]
+        return [p for state in ("scheduled", "waiting", "ready", "running") for p in self.model.places(OUTSIDE, state)]
 
     def _retire(self) -> None:
         for _ in range(60):
@@ -597,12 +644,13 @@ class World:
         rows = self.database.observer.execute(
             """
             SELECT d.id, d.attempt, d.died_at, d.error, h.attempt, h.at, h.error, h.worker
-            FROM pgq.dead d, jsonb_to_recordset(d.history) h (attempt int, at timestamptz, error text, worker text)
+            FROM pgq.dead d LEFT JOIN LATERAL jsonb_to_recordset(d.history)
+                AS h (attempt int, at timestamptz, error text, worker text) ON true
             ORDER BY d.id, h.at
             """
         ).fetchall()
         letters = {id: DeadLetter(id, attempt, at, error, []) for id, attempt, at, error, *_ in rows}
-        for id, _, _, _, *failure in rows:
+        for id, _, _, _, *failure in (row for row in rows if row[4] is not None):
             letters[id].history.append(Failure(*failure))
         return list(letters.values())
 

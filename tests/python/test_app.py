@@ -35,6 +35,17 @@ def test_using_changes_the_options_of_one_call(app: App, client: Client) -> None
     assert send.queue == "q"
 
 
+def test_a_task_after_another_one(app: App, client: Client) -> None:
+    @app.task("send", queue="q")
+    def send(to: str) -> None: ...
+
+    first = send.enqueue(to="ann")
+    ids = send.using(after=[first], on_dead="skip").enqueue_many({"to": name} for name in ("bob", "cid"))
+    ids.append(send.using(after=iter(ids)).enqueue(to="dan"))
+    assert [client.job_status(id).state for id in ids] == ["waiting"] * 3  # type: ignore[union-attr]
+    assert client.waits_for(ids[-1]) == ids[:-1]
+
+
 def test_enqueue_many(app: App, client: Client) -> None:
     @app.task("send", queue="q")
     def send(to: str) -> None: ...

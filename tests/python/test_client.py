@@ -14,12 +14,14 @@ from psycopg.rows import dict_row
 
 from pgqueue import (
     AsyncClient,
+    BatchState,
     ClaimedJob,
     Client,
     InvalidArgument,
     JobState,
     LeaseLost,
     NotReadCommitted,
+    NotWaiting,
     QueueExists,
     QueueNotEmpty,
     QueueNotFound,
@@ -207,6 +209,39 @@ def test_jobs_of_a_group_run_one_at_a_time_or_as_the_limits_say(face: Face) -> N
         face.set_limits("q", rate=1)
 
 
+def test_a_job_waits_for_others_and_a_batch_for_all_of_its_own(face: Face) -> None:
+    first = face.enqueue("q")
+    second = face.enqueue("q", after=[first])
+    (third,) = face.enqueue_many("q", [1], after=(id for id in [first, second]), on_dead="run")
+    fourth = face.enqueue_unique("q", unique_key="k", after=[third], on_dead="skip").id
+    batch = face.batch([first, second], "q", {"all": True}, task="summary", priority=3)
+    face.add_to_batch(batch, [third])
+    assert face.batch_status(batch) == BatchState(batch, done=0, failed=0, pending=3)
+    assert face.waits_for(batch) == [first, second, third]
+    assert face.waits_for(batch, 1) == [first]
+    assert [face.job_status(id).state for id in (second, third, fourth, batch)] == ["waiting"] * 4
+    assert face.stats()[0].waiting == 4
+
+    def done() -> bool:
+        for job in face.claim("q", 10):
+            ended.append(job)
+            face.ack(job.id, job.lease)
+        return len(ended) == 5
+
+    ended: list[Any] = []
+    eventually(done)
+    assert [job.id for job in ended][:3] == [first, second, third]
+    (last,) = [job for job in ended if job.id == batch]
+    assert (last.payload, last.task, last.headers) == ({"all": True}, "summary", {"after": {"done": 3, "failed": 0}})
+    assert face.batch_status(batch) is None
+    with pytest.raises(NotWaiting):
+        face.add_to_batch(batch, [first])
+    with pytest.raises(InvalidArgument):
+        face.enqueue("q", after=[2**50])
+    with pytest.raises(InvalidArgument, match="without after"):
+        face.enqueue("q", on_dead="run")
+
+
 def test_a_schedule_is_made_changed_and_ended(face: Face, db: psycopg.Connection[Any]) -> None:
     face.schedule(
         "nightly", "30 2 * * *", "q", {"kind": "daily"}, task="report", timezone="Europe/Berlin", catch_up="all"
@@ -359,6 +394,10 @@ def test_every_sql_function_has_a_method_with_the_same_arguments(db: psycopg.Con
     exceptions = {
         "watch",  # only for workers
         "unwatch",
+        "enqueue_after",  # enqueue with after
+        "enqueue_many_after",
+        "watch_job",  # only for a client that waits
+        "unwatch_job",
         "wait",  # a procedure; the clients wait by themselves, and hold no snapshot meanwhile
         "work",  # a procedure for sessions that are workers without Python
     }
@@ -374,5 +413,6 @@ def test_every_sql_function_has_a_method_with_the_same_arguments(db: psycopg.Con
             continue
         for cls in (Client, AsyncClient):
             parameters = list(inspect.signature(getattr(cls, name)).parameters)
-            assert parameters == ["self", *arguments, "connection"], name
+            more = ["after", "on_dead"] if name in ("enqueue", "enqueue_many") else []
+            assert parameters == ["self", *arguments, *more, "connection"], name
             assert getattr(cls, name).__doc__

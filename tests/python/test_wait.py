@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
@@ -12,6 +13,7 @@ import psycopg
 import pytest
 
 from pgqueue import AsyncClient, Client
+from pgqueue._vigil import AsyncVigil, Vigil
 from tests.python.support import Face, eventually
 
 
@@ -99,6 +101,82 @@ def test_many_tasks_wait_at_once(client: Client, dsn: str) -> None:
     thread = answer(client, 50)
     assert asyncio.run(main()) == list(range(50))
     thread.join()
+
+
+def listeners(db: psycopg.Connection[Any]) -> int:
+    """How many sessions are registered as waiting for a job."""
+    query = """
+        SELECT count(*) FROM pg_locks
+        WHERE locktype = 'advisory' AND mode = 'ShareLock' AND classid::bigint = pgq._wait_key(0) >> 32
+            AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    """
+    row = db.execute(query).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+@pytest.mark.direct("listens")
+def test_who_waits_for_long_is_told(
+    face: Face, dsn: str, db: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And does not have to look."""
+    monkeypatch.setattr(Vigil, "_pause", lambda self, told: 3600.0 if told else 0.01)
+    monkeypatch.setattr(AsyncVigil, "_pause", lambda self, told: 3600.0 if told else 0.01)
+    job = face.enqueue("q", {"n": 1})
+
+    def work() -> None:
+        with Client(dsn) as worker:
+            eventually(lambda: listeners(db) == 1)
+            time.sleep(0.3)
+            assert answer_one(worker)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert face.wait(job).result == {"n": 1}
+    thread.join()
+    eventually(lambda: listeners(db) == 0)
+
+
+@pytest.mark.direct("listens")
+def test_no_more_than_four_connections_listen(client: Client, db: psycopg.Connection[Any]) -> None:
+    jobs = client.enqueue_many("q", [1] * 10)
+    with ThreadPoolExecutor(10) as pool:
+        states = [pool.submit(client.wait, job) for job in jobs]
+        eventually(lambda: listeners(db) == 4)
+        time.sleep(0.2)
+        assert listeners(db) == 4
+        for job in client.claim("q", 10):
+            client.ack(job.id, job.lease)
+        assert [state.result().state for state in states] == ["done"] * 10  # type: ignore[union-attr]
+    eventually(lambda: listeners(db) == 0)
+
+
+@pytest.mark.direct("terminates a session")
+def test_a_wait_survives_the_connection_on_which_it_is_told(client: Client, db: psycopg.Connection[Any]) -> None:
+    job = client.enqueue("q")
+    with ThreadPoolExecutor(1) as pool:
+        state = pool.submit(client.wait, job)
+        eventually(lambda: listeners(db) == 1)
+        query = (
+            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE query ~ %s AND pid <> pg_backend_pid()"
+        )
+        db.execute(query, ["watch_job"])
+        answer_one(client)
+        found = state.result(20)
+        assert found is not None
+        assert found.state == "done"
+
+
+def test_a_queue_that_does_not_notify_is_looked_at(client: Client, db: psycopg.Connection[Any]) -> None:
+    client.alter_queue("q", notify=False)
+    job = client.enqueue("q")
+    with ThreadPoolExecutor(1) as pool:
+        state = pool.submit(client.wait, job)
+        time.sleep(0.3)
+        assert listeners(db) == 0
+        answer_one(client)
+        found = state.result(20)
+        assert found is not None
 
 
 def test_a_cancelled_wait_ends(client: Client, dsn: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from tests.conftest import Clock
-from tests.sql.support import Connection, call, claim, ids, leases, rows
+from tests.sql.support import Connection, call, claim, enqueue, ids, leases, rows
 
 # No operator and no function: this is looked up in the session's own search_path.
 ARCHIVED = "SELECT id, lease, kind, attempt, priority, worker, payload, headers, result, error FROM pgq.archive"
@@ -102,6 +102,18 @@ def _extras(db: Connection, clock: Clock) -> list[object]:
     seen.append(call(db, "purge_state", "q", "scheduled"))
     call(db, "schedule", "s", "*/5 * * * *", "q", {"a": 1}, timezone="Europe/Berlin")
     seen.append(len(rows(db, "next_runs", "0 0 1 1 *", "UTC", 2)))
+    (other,) = enqueue(db)
+    last_one = call(db, "enqueue_after", [other], "q", {"n": 1}, on_dead="skip")
+    rows(db, "enqueue_many_after", [other], "q", ["1", "2"])
+    batch = call(db, "batch", [other], "q", {"n": 2})
+    call(db, "add_to_batch", batch, [last_one])
+    seen += db.execute("SELECT done, failed, pending FROM pgq.batch_status(%s)", [batch]).fetchall()
+    seen.append([id - other for id in rows(db, "waits_for", batch)])
+    seen.append(call(db, "watch_job", batch))
+    call(db, "unwatch_job", batch)
+    for _ in range(5):
+        seen.append(rows(db, "ack_many", ids(jobs := claim(db, 10)), leases(jobs)) == ids(jobs))
+    seen.append(rows(db, "job_status", batch) == [])
     clock.advance(600)
     seen.append(call(db, "maintain")["fired"])
     call(db, "unschedule", "s")

@@ -97,8 +97,9 @@ def test_a_producer_gets_no_payload_out_of_any_function(
             allowed.append(name)
             shown = str(error)
         assert SECRET not in shown, name
-    expected = ["enqueue", "enqueue_many", "enqueue_row", "enqueue_rows", "enqueue_unique", "enqueue_unique_many"]
-    assert sorted(allowed) == [*expected, "version"]
+    expected = ["enqueue", "enqueue_after", "enqueue_many", "enqueue_many_after", "enqueue_row", "enqueue_rows"]
+    expected += ["enqueue_unique", "enqueue_unique_many"]
+    assert sorted(allowed) == ["add_to_batch", "batch", *expected, "version"]
     assert len(claim(db, 10)) == 1  # the one that was left
 
 
@@ -113,6 +114,9 @@ MISTAKES: list[tuple[str, Callable[[Job], dict[str, Any]], str]] = [
     ("enqueue", lambda job: {"queue": "q", "payload": {"p": SECRET}, "group_key": SECRET * 1000}, "22023"),
     ("enqueue_unique", lambda job: {"queue": "q", "payload": {"p": SECRET}, "unique_key": SECRET * 1000}, "22023"),
     ("enqueue_many", lambda job: {"queue": "q", "payloads": [f'"{SECRET}"', None]}, "22004"),
+    ("enqueue_after", lambda job: {"after": [job.id], "queue": "q", "payload": {"p": SECRET}, "on_dead": "x"}, "22023"),
+    ("batch", lambda job: {"ids": [0], "queue": "q", "payload": {"p": SECRET}}, "22023"),
+    ("add_to_batch", lambda job: {"id": job.id, "ids": [job.id]}, "PQ006"),
     ("claim", lambda job: {"queue": "q", "batch": 0}, "22023"),
     ("ack", lambda job: {"id": job.id, "lease": job.lease + LOST, "result": {"r": SECRET}}, "PQ001"),
     ("ack_many", lambda job: {"ids": [job.id], "leases": [], "results": [f'"{SECRET}"']}, "22023"),

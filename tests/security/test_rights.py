@@ -23,7 +23,11 @@ from tests.sql.support import (
     rows,
 )
 
-PRODUCE = {"enqueue", "enqueue_many", "enqueue_unique", "enqueue_unique_many", "enqueue_row", "enqueue_rows"}
+PRODUCE = {
+    *["enqueue", "enqueue_many", "enqueue_unique", "enqueue_unique_many", "enqueue_after"],
+    *["enqueue_many_after", "batch", "add_to_batch"],
+    *["enqueue_row", "enqueue_rows"],
+}
 CONSUME = {
     *["claim", "ack", "ack_many", "reject", "reject_many", "extend", "extend_many", "release", "snooze"],
     *["snooze_many", "cancel_requested", "progress", "work", "try_exclusive", "exclusive_holder"],
@@ -34,7 +38,18 @@ ADMINISTER = {
     "purge_state",
     *["cancel", "cancel_many", "reschedule", "set_priority", "schedule", "unschedule", "next_runs"],
     *["dead_letters", "redrive", "redrive_where", "discard", "discard_where"],
-    *["job_status", "wait", "attempts", "job_progress", "stats", "doctor"],
+    *[
+        "job_status",
+        "batch_status",
+        "waits_for",
+        "wait",
+        "watch_job",
+        "unwatch_job",
+        "attempts",
+        "job_progress",
+        "stats",
+        "doctor",
+    ],
     *["grant_producer", "grant_consumer", "grant_admin"],
 }
 MATRIX = {

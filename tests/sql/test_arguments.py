@@ -66,6 +66,19 @@ CASES: dict[str, list[str]] = {
         "enqueue_unique('q', NULL, unique_key => 'k')",
         "enqueue_unique_many('q', NULL, '{}')",
         "enqueue_unique_many('q', '{}', NULL)",
+        "enqueue_after(NULL, 'q')",
+        "enqueue_after('{NULL}', 'q')",
+        "enqueue_after('{}', 'q', NULL)",
+        "enqueue_after('{}', 'q', on_dead => NULL)",
+        "enqueue_many_after(NULL, 'q', '{1}')",
+        "enqueue_many_after('{}', 'q', NULL)",
+        "batch(NULL, 'q')",
+        "add_to_batch(NULL, '{}')",
+        "add_to_batch(1, NULL)",
+        "batch_status(NULL)",
+        "waits_for(NULL)",
+        "watch_job(NULL)",
+        "unwatch_job(NULL)",
         "set_unique('q', NULL)",
         "set_limits('q', fair => NULL)",
         "set_unique('q', on_repeat => NULL)",
@@ -126,8 +139,11 @@ CASES: dict[str, list[str]] = {
             ("enqueue_unique_many", ", '{1}', '{k}'"),
         ]
     ]
+    + [f"{function}('{{}}', {queue})" for function in ("enqueue_after", "batch") for queue in UNKNOWN]
+    + [f"enqueue_many_after('{{}}', {queue}, '{{1}}')" for queue in UNKNOWN]
     + [f"watch(ARRAY['q', {queue}])" for queue in UNKNOWN],
     "PQ001": ["ack(1, 1)", "reject(1, 1)", "extend(1)", "snooze(1, 1, '1 hour')", "progress(1, 1, '1')"],
+    "PQ006": ["add_to_batch(1, '{}')"],
     "42710": ["create_queue('q')"],
     "22023": [
         *[
@@ -181,6 +197,14 @@ CASES: dict[str, list[str]] = {
         "enqueue_unique('q', unique_key => 'k', on_repeat => 'debounce')",
         "enqueue_unique_many('q', '{1,2}', '{k}')",
         "enqueue_unique_many('q', '{1}', '{k}', priority => 101)",
+        "enqueue_after('{0}', 'q')",
+        "enqueue_after('{9223372036854775807}', 'q')",
+        "enqueue_after('{}', 'q', on_dead => 'shout')",
+        "enqueue_after('{}', 'q', priority => 101)",
+        "enqueue_many_after('{-1}', 'q', '{1}')",
+        "batch('{0}', 'q')",
+        "add_to_batch(1, '{0}')",
+        "waits_for(1, 0)",
         "set_unique('q', 'never')",
         "set_limits('q', group_limit => 0)",
         "enqueue('q', group_key => '')",

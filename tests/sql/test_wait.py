@@ -10,6 +10,7 @@ from tests.conftest import Clock
 from tests.sql.support import (
     Connect,
     Connection,
+    Job,
     ack,
     call,
     claim,
@@ -17,10 +18,12 @@ from tests.sql.support import (
     create,
     enqueue,
     eventually,
+    heard,
     in_background,
     one,
     refused,
     retire_all,
+    rows,
 )
 
 
@@ -175,3 +178,115 @@ def test_admins_may_and_others_may_not(db: Connection, connect: Connect) -> None
             session.close()
         finally:
             db.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+# Asleep until told ----------------------------------------------------------------------------------------------------
+
+
+def vigil(connect: Connect, *jobs: int) -> Connection:
+    """A session that waits for the end of these jobs."""
+    listener = connect()
+    listener.execute("LISTEN pgq_job")
+    listener.execute("LISTEN pgq")
+    for id in jobs:
+        assert call(listener, "watch_job", id) is True
+    return listener
+
+
+def settle(db: Connection, how: str, job: Job) -> None:
+    if how == "ack":
+        call(db, "ack", job.id, job.lease)
+    elif how == "ack_many":
+        ack(db, [job])
+    elif how == "dead":
+        call(db, "reject", job.id, job.lease, retry=False)
+    elif how == "cancelled":
+        call(db, "cancel", job.id)
+        call(db, "reject", job.id, job.lease)
+
+
+@pytest.mark.direct("listens")
+@pytest.mark.parametrize("how", ["ack", "ack_many", "dead", "cancelled"])
+def test_who_ends_a_job_tells_those_who_wait(db: Connection, connect: Connect, how: str) -> None:
+    first, second = enqueue(db, 2)
+    listener = vigil(connect, first)
+    jobs = sorted(claim(db, 2), key=lambda job: job.id)
+    settle(db, how, jobs[1])
+    assert heard(db, listener) == []
+    settle(db, how, jobs[0])
+    assert heard(db, listener) == [str(first)]
+    assert second
+
+
+@pytest.mark.direct("listens")
+@pytest.mark.parametrize("how", ["retry", "release", "snooze"])
+def test_the_end_of_an_attempt_is_not_told(db: Connection, connect: Connect, how: str) -> None:
+    (id,) = enqueue(db)
+    listener = vigil(connect, id)
+    job = claim_one(db)
+    if how == "retry":
+        call(db, "reject", job.id, job.lease)
+    elif how == "release":
+        rows(db, "release", [job.id], [job.lease])
+    else:
+        call(db, "snooze", job.id, job.lease, "1 second")
+    assert heard(db, listener) == []
+
+
+@pytest.mark.direct("listens")
+def test_a_waiting_job_that_is_cancelled_is_told(db: Connection, connect: Connect) -> None:
+    for id in (*enqueue(db), *enqueue(db, delay="1 hour")):
+        listener = vigil(connect, id)
+        call(db, "cancel", id)
+        assert heard(db, listener) == [str(id)]
+
+
+@pytest.mark.direct("listens")
+def test_each_who_waits_is_told_and_nobody_who_does_no_longer(db: Connection, connect: Connect) -> None:
+    (id,) = enqueue(db)
+    one_, two, three = (vigil(connect, id) for _ in range(3))
+    call(three, "unwatch_job", id)
+    two.close()
+    ack(db, claim(db))
+    assert heard(db, one_) == [str(id)]
+    (id,) = enqueue(db)
+    ack(db, claim(db))
+    assert heard(db, one_) == []
+
+
+@pytest.mark.direct("listens")
+def test_after_a_minute_without_a_new_watch_nobody_is_told(db: Connection, connect: Connect, clock: Clock) -> None:
+    first, second = enqueue(db, 2)
+    listener = vigil(connect, first, second)
+    clock.advance(50)
+    call(listener, "watch_job", second)
+    clock.advance(50)
+    jobs = sorted(claim(db, 2), key=lambda job: job.id)
+    ack(db, jobs[:1])
+    assert heard(db, listener) == [str(first)]
+    clock.advance(11)
+    ack(db, jobs[1:])
+    assert heard(db, listener) == []
+
+
+def test_nobody_is_told_where_two_phase_commit_would_fail(db: Connection, connect: Connect) -> None:
+    call(db, "alter_queue", "q", notify=False)
+    (id,) = enqueue(db)
+    assert call(db, "watch_job", id) is False
+    assert call(db, "watch_job", 12345) is False
+    with refused("22004"):
+        db.execute("SELECT pgq.watch_job(NULL)")
+    with refused("22004"):
+        db.execute("SELECT pgq.unwatch_job(NULL)")
+    call(db, "unwatch_job", id)
+
+
+def test_when_nobody_waits_those_who_end_jobs_ask_no_further(db: Connection, connect: Connect, clock: Clock) -> None:
+    (id,) = enqueue(db)
+    call(connect(), "watch_job", id)
+    assert one(db, "SELECT last_value FROM pgq.awaited") == 1
+    call(db, "maintain")
+    assert one(db, "SELECT last_value FROM pgq.awaited") == 1
+    clock.advance(120)
+    call(db, "maintain")
+    assert one(db, "SELECT last_value FROM pgq.awaited") == 0

@@ -344,11 +344,11 @@ CHANGES = [
         COMMENT ON COLUMN pgq.queue_stats.oldest_at IS 'When that was';
         """,
         edits=(
-            Edit(OBSERVE, "    parked bigint\n);", "    parked bigint,\n    oldest_at timestamptz\n);"),
+            Edit(OBSERVE, "    waiting bigint\n);", "    waiting bigint,\n    oldest_at timestamptz\n);"),
             Edit(
                 OBSERVE,
-                "coalesce(p.parked, 0)\n    FROM pgq.queue q",
-                "coalesce(p.parked, 0), c.oldest\n    FROM pgq.queue q",
+                "coalesce(s.waiting, 0)\n    FROM pgq.queue q",
+                "coalesce(s.waiting, 0), c.oldest\n    FROM pgq.queue q",
             ),
         ),
         append=(

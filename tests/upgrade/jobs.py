@@ -205,6 +205,10 @@ def leave_behind_since_0_2(db: Connection, live: Live, begin: Callable[..., list
     (telling,) = begin("telling", 1, 1)
     assert call(db, "progress", telling.id, telling.lease, {"done": 1}) is True
     live.held.append(telling)
+    (needed,) = begin("needed", 1, 1)
+    live.held.append(needed)
+    create(db, "dependent")
+    live.made["dependent"] = rows(db, "enqueue_many_after", [needed.id], "dependent", ['{"n": 0}'] * 2, task="note")
     create(db, "unique")
     live.made["unique"] = [repeat(db)[0]]
     create(db, "checked")

@@ -159,6 +159,7 @@ LOSSES = [
             "TRUNCATE pgq.unique_key",
             "TRUNCATE pgq.cancel_request",
             "TRUNCATE pgq.progress",
+            "TRUNCATE pgq.dependent",
             "UPDATE pgq.schedule SET next_at = 'infinity'",
         )
     ),

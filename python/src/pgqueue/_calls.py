@@ -73,13 +73,22 @@ class Enqueued(NamedTuple):
     inserted: bool
 
 
+class BatchState(NamedTuple):
+    """How far a batch is: how many of its jobs are done, have ended otherwise, have not ended as far as is known."""
+
+    id: int
+    done: int
+    failed: int
+    pending: int
+
+
 class JobState(NamedTuple):
     """What is known about a job; ``result`` and ``error`` are those of its last finished attempt."""
 
     id: int
     queue: str
     task: str | None
-    state: Literal["scheduled", "ready", "running", "retrying", "parked", "done", "dead", "cancelled"]
+    state: Literal["scheduled", "waiting", "ready", "running", "retrying", "parked", "done", "dead", "cancelled"]
     attempt: int
     enqueued_at: datetime
     run_at: datetime | None
@@ -133,6 +142,7 @@ class QueueStat(NamedTuple):
     dead: int
     oldest_ready: timedelta | None
     parked: int
+    waiting: int
 
 
 class Holder(NamedTuple):
@@ -195,6 +205,10 @@ def _all_enqueued(rows: list[Row]) -> list[Enqueued]:
 
 def _state(rows: list[Row]) -> JobState | None:
     return JobState._make(rows[0]) if rows else None
+
+
+def _batch_state(rows: list[Row]) -> BatchState | None:
+    return BatchState._make(rows[0]) if rows else None
 
 
 def _holder(rows: list[Row]) -> Holder | None:
@@ -282,7 +296,7 @@ _BOOLEAN = ("boolean", _same)
 
 # For each argument its type and encoder. A number sent without a cast would be smallint, int or bigint by its size.
 _ARGUMENTS: dict[str, tuple[str, Callable[[Any], Any]]] = {
-    "after": ("timestamptz", _same),
+    "after": _BIGINTS,
     "after_id": ("bigint", _same),
     "backoff": _DURATION,
     "backoff_max": _DURATION,
@@ -312,6 +326,7 @@ _ARGUMENTS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "n": _INT,
     "name": _TEXT,
     "notify": _BOOLEAN,
+    "on_dead": _TEXT,
     "on_repeat": _TEXT,
     "payload": ("jsonb", to_json),
     "payloads": ("text[]::jsonb[]", lambda values: list(map(to_json, values))),
@@ -344,12 +359,21 @@ _ARGUMENTS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "value": ("jsonb", to_json),
     "worker": _TEXT,
 }
-# A setting of a queue has the name of something else.
+# Some have the name of something else.
 _SETTINGS = _ARGUMENTS | {"lease": _DURATION}
+_OTHERS = {
+    "create_queue": _SETTINGS,
+    "alter_queue": _SETTINGS,
+    "next_runs": _ARGUMENTS | {"after": ("timestamptz", _same)},
+}
+
+
+# To wait for other jobs is a function of its own.
+_AFTER = {"enqueue": "enqueue_after", "enqueue_many": "enqueue_many_after"}
 
 
 def _arguments_of(function: str) -> dict[str, tuple[str, Callable[[Any], Any]]]:
-    return _SETTINGS if function in ("create_queue", "alter_queue") else _ARGUMENTS
+    return _OTHERS.get(function, _ARGUMENTS)
 
 
 @cache
@@ -367,8 +391,12 @@ def _call(
     function: Callable[..., Any], arguments: dict[str, Any], decode: Callable[[list[Row]], T], columns: str = "*"
 ) -> Call[T]:
     """Describe a call of the SQL function of the same name. An optional argument that is None keeps its default."""
-    name = function.__name__
     connection = arguments.pop("connection", None)
+    name = function.__name__
+    if arguments.get("after") is not None:
+        name = _AFTER.get(name, name)
+    elif arguments.get("on_dead") is not None:
+        raise InvalidArgument("on_dead is given without after", hint="Say what it waits for, or leave on_dead out.")
     optional, known = _optional(function), _arguments_of(name)
     given = {key: known[key][1](value) for key, value in arguments.items() if value is not None or key not in optional}
     return Call(_sql(name, columns, tuple(given)), given, decode, connection)
@@ -389,6 +417,8 @@ def enqueue(
     unique_key: str | None = None,
     group_key: str | None = None,
     headers: Json = None,
+    after: Iterable[int] | None = None,
+    on_dead: Literal["fail", "skip", "run"] | None = None,
     connection: AnyConnection | None = None,
 ) -> Call[int]:
     """Add one job to a queue.
@@ -404,6 +434,9 @@ def enqueue(
         unique_key: not if a job of the queue holds this key; then its id is returned. See :meth:`enqueue_unique`.
         group_key: it runs in the order of its group, and one at a time or as :meth:`set_limits` says.
         headers: a JSON object that travels with the job.
+        after: ids of jobs; it runs when all of them are done.
+        on_dead: what it does if one of these becomes a dead letter or is cancelled: become a dead letter too, be
+            cancelled, or run when all have ended; fail if left out. Only together with ``after``.
         connection: enqueue in the transaction of this connection: the job exists if and only if it commits.
 
     Returns:
@@ -432,6 +465,8 @@ def enqueue_many(
     max_attempts: int | None = None,
     group_keys: Sequence[str | None] | None = None,
     headers: Json = None,
+    after: Iterable[int] | None = None,
+    on_dead: Literal["fail", "skip", "run"] | None = None,
     connection: AnyConnection | None = None,
 ) -> Call[list[int]]:
     """Add many jobs to a queue in one statement. Arguments as in :meth:`enqueue`.
@@ -465,6 +500,8 @@ def enqueue_unique(
     unique_until: Literal["finished", "claimed"] | None = None,
     unique_for: Interval | None = None,
     on_repeat: Literal["keep", "replace", "debounce"] | None = None,
+    after: Iterable[int] | None = None,
+    on_dead: Literal["fail", "skip", "run"] | None = None,
     connection: AnyConnection | None = None,
 ) -> Call[Enqueued]:
     """Add a job unless another one in the queue holds its unique key. Other arguments as in :meth:`enqueue`.
@@ -507,6 +544,8 @@ def enqueue_unique_many(
     unique_until: Literal["finished", "claimed"] | None = None,
     unique_for: Interval | None = None,
     on_repeat: Literal["keep", "replace", "debounce"] | None = None,
+    after: Iterable[int] | None = None,
+    on_dead: Literal["fail", "skip", "run"] | None = None,
     connection: AnyConnection | None = None,
 ) -> Call[list[Enqueued]]:
     """Add many jobs, each unless its unique key is held. Arguments as in :meth:`enqueue_unique`; keys may be None.
@@ -525,6 +564,57 @@ def enqueue_unique_many(
         [Enqueued(id=45, inserted=True), Enqueued(id=46, inserted=True)]
     """
     return _call(enqueue_unique_many, locals(), _all_enqueued)
+
+
+def batch(
+    ids: Iterable[int],
+    queue: str,
+    payload: Json = EMPTY,
+    *,
+    task: str | None = None,
+    priority: int | None = None,
+    max_attempts: int | None = None,
+    headers: Json = None,
+    connection: AnyConnection | None = None,
+) -> Call[int]:
+    """Make a batch of jobs, and add the job that runs when all of them have ended, done or not.
+
+    Its header ``after`` says how they ended, for instance ``{"done": 98, "failed": 2}``. Other arguments as in
+    :meth:`enqueue`.
+
+    Args:
+        ids: the jobs. None at all: it runs at once, unless its transaction adds some with :meth:`add_to_batch`.
+
+    Returns:
+        The id of that job, which is also the batch's.
+
+    Raises:
+        QueueNotFound: there is no such queue.
+        InvalidArgument: an argument is out of range, or there was never such a job.
+
+    Example:
+        >>> jobs = client.enqueue_many("resize", [{"image": n} for n in range(100)])
+        >>> client.batch(jobs, "mail", {"to": "ann@example.com"}, task="all_resized")
+        147
+    """
+    return _call(batch, locals(), _value)
+
+
+def add_to_batch(id: int, ids: Iterable[int], *, connection: AnyConnection | None = None) -> Call[None]:
+    """Add jobs to a batch: in the transaction that makes it, or from a job of it that runs.
+
+    Args:
+        id: the batch, or any job that waits for others.
+        ids: the jobs.
+
+    Raises:
+        NotWaiting: its jobs have ended, or it was cancelled.
+        InvalidArgument: there was never such a job, or the batch would wait for itself.
+
+    Example:
+        >>> client.add_to_batch(147, client.enqueue_many("resize", [{"image": 100}]))
+    """
+    return _call(add_to_batch, locals(), _nothing)
 
 
 # Consuming
@@ -848,6 +938,39 @@ def job_status(id: int, *, connection: AnyConnection | None = None) -> Call[JobS
         'done'
     """
     return _call(job_status, locals(), _state, _columns(JobState))
+
+
+def batch_status(id: int, *, connection: AnyConnection | None = None) -> Call[BatchState | None]:
+    """How far a batch is, or another job that waits for others.
+
+    Args:
+        id: the batch.
+
+    Returns:
+        The numbers; None if it waits no longer, then :meth:`job_status` tells how its last job stands.
+
+    Example:
+        >>> client.batch_status(147)
+        BatchState(id=147, done=98, failed=0, pending=2)
+    """
+    return _call(batch_status, locals(), _batch_state, _columns(BatchState))
+
+
+def waits_for(id: int, n: int | None = None, *, connection: AnyConnection | None = None) -> Call[list[int]]:
+    """The jobs that a job waits for.
+
+    Args:
+        id: the job.
+        n: how many at most, 1 to 100000; 100 if left out.
+
+    Returns:
+        The ids of those that have not ended as far as is known, the lowest first.
+
+    Example:
+        >>> client.waits_for(147)
+        [52, 53]
+    """
+    return _call(waits_for, locals(), _values)
 
 
 def attempts(id: int, *, connection: AnyConnection | None = None) -> Call[list[JobAttempt]]:
@@ -1547,6 +1670,11 @@ def extend_held(leases: Iterable[int], lease_for: Interval | None) -> Call[dict[
 def watch(queues: Sequence[str]) -> Call[float | None]:
     """Ask this session to be notified; returns in how many seconds the next scheduled job is due."""
     return _call(watch, locals(), _value, _IN_SECONDS.format("watch"))
+
+
+def watch_job(id: int) -> Call[bool]:
+    """Ask this session to be notified of the end of a job; returns False if nobody will."""
+    return _call(watch_job, locals(), _value)
 
 
 def unwatch(queues: Sequence[str]) -> Call[None]:

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, get_type_hints, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, get_type_hints, overload
 
 from pgqueue._calls import AnyConnection, ClaimedJob, Interval, Json
 
@@ -85,6 +85,8 @@ class Options:
     unique_key: str | None = None
     group_key: str | None = None
     headers: Json = None
+    after: tuple[int, ...] | None = None
+    on_dead: Literal["fail", "skip", "run"] | None = None
     connection: AnyConnection | None = None
 
 
@@ -131,12 +133,14 @@ class Task(Generic[P, R]):
         unique_key: str | None = None,
         group_key: str | None = None,
         headers: Json = None,
+        after: Iterable[int] | None = None,
+        on_dead: Literal["fail", "skip", "run"] | None = None,
         connection: AnyConnection | None = None,
     ) -> Task[P, R]:
         """Return the same task with other options; what is left out stays.
 
         Args:
-            queue, priority, run_at, delay, max_attempts, unique_key, group_key, headers, connection:
+            queue, priority, run_at, delay, max_attempts, unique_key, group_key, headers, after, on_dead, connection:
                 see :meth:`pgqueue.Client.enqueue`.
 
         Example:
@@ -152,6 +156,8 @@ class Task(Generic[P, R]):
             "unique_key": unique_key,
             "group_key": group_key,
             "headers": headers,
+            "after": None if after is None else tuple(after),
+            "on_dead": on_dead,
             "connection": connection,
         }
         changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}

@@ -6,7 +6,6 @@ import asyncio
 import inspect
 import select
 import threading
-import time
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from functools import wraps
@@ -16,13 +15,26 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 import psycopg
 
 from pgqueue import _calls
-from pgqueue._calls import Call, ClaimedJob, DeadLetter, Enqueued, Finding, Holder, JobAttempt, JobState, QueueStat
+from pgqueue._calls import (
+    BatchState,
+    Call,
+    ClaimedJob,
+    DeadLetter,
+    Enqueued,
+    Finding,
+    Holder,
+    JobAttempt,
+    JobState,
+    QueueStat,
+)
 from pgqueue._execute import async_execute, execute
+from pgqueue._vigil import AsyncVigil, Vigil
 from pgqueue.errors import translated
-from pgqueue.exclusive import AsyncExclusive, Exclusive, seconds
+from pgqueue.exclusive import AsyncExclusive, Exclusive
 
 __all__ = [
     "AsyncClient",
+    "BatchState",
     "ClaimedJob",
     "Client",
     "DeadLetter",
@@ -77,11 +89,15 @@ class _Settings:
             "kwargs": {"autocommit": True, "prepare_threshold": prepare_threshold},
         }
         self._connection: Any = None
+        self._ears = threading.Semaphore(4)
 
     def _dsn(self) -> str:
         if self._connection is not None:
             raise TypeError("exclusive needs a connection of its own: make the client from a connection string")
         return str(self._pool_settings["conninfo"])
+
+    def _dsn_or_none(self) -> str | None:
+        return None if self._connection is not None else self._dsn()
 
 
 class Client(_Settings):
@@ -155,8 +171,10 @@ class Client(_Settings):
     def wait(self, id: int, timeout: float | timedelta | None = 60) -> JobState | None:
         """Wait until a job is done, dead or cancelled; retries are waited for.
 
-        It looks again and again, at first after 2 ms, later after a tenth of the time it has waited, at most a quarter
-        of a second.
+        At first it looks again and again. If that takes longer than 50 ms, it opens a connection of its own, on which
+        it is told when the job has ended, and looks itself only once a second. Where that is not possible (the client
+        has a caller's connection, four waits have one already, there is a pooler in between, or no connection left), it
+        goes on looking, four times a second at least.
 
         Args:
             id: the job. It must be committed.
@@ -173,10 +191,10 @@ class Client(_Settings):
             >>> client.wait(job).result
             49
         """
-        vigil = _Vigil(id, timeout)
-        while not vigil.over(self.job_status(id)):
-            time.sleep(vigil.nap())
-        return vigil.state
+        with Vigil(id, timeout, self._dsn_or_none(), self._ears) as vigil:
+            while not vigil.over(self.job_status(id)):
+                vigil.sleep()
+            return vigil.state
 
     def exclusive(self, name: str, timeout: float | timedelta | None = 0) -> Exclusive:
         """Be the only one under a name, on all machines, for the time of a ``with`` block.
@@ -199,6 +217,8 @@ class Client(_Settings):
     enqueue_many = _sync(_calls.enqueue_many)
     enqueue_unique = _sync(_calls.enqueue_unique)
     enqueue_unique_many = _sync(_calls.enqueue_unique_many)
+    batch = _sync(_calls.batch)
+    add_to_batch = _sync(_calls.add_to_batch)
     claim = _sync(_calls.claim)
     ack = _sync(_calls.ack)
     ack_many = _sync(_calls.ack_many)
@@ -215,6 +235,8 @@ class Client(_Settings):
     reschedule = _sync(_calls.reschedule)
     set_priority = _sync(_calls.set_priority)
     job_status = _sync(_calls.job_status)
+    batch_status = _sync(_calls.batch_status)
+    waits_for = _sync(_calls.waits_for)
     attempts = _sync(_calls.attempts)
     progress = _sync(_calls.progress)
     job_progress = _sync(_calls.job_progress)
@@ -325,10 +347,10 @@ class AsyncClient(_Settings):
             >>> (await client.wait(job)).result
             49
         """
-        vigil = _Vigil(id, timeout)
-        while not vigil.over(await self.job_status(id)):  # noqa: ASYNC110
-            await asyncio.sleep(vigil.nap())
-        return vigil.state
+        async with AsyncVigil(id, timeout, self._dsn_or_none(), self._ears) as vigil:
+            while not vigil.over(await self.job_status(id)):
+                await vigil.sleep()
+            return vigil.state
 
     def exclusive(self, name: str, timeout: float | timedelta | None = 0) -> AsyncExclusive:
         """Be the only one under a name for the time of an ``async with`` block; see :meth:`Client.exclusive`.
@@ -346,6 +368,8 @@ class AsyncClient(_Settings):
     enqueue_many = _async(_calls.enqueue_many)
     enqueue_unique = _async(_calls.enqueue_unique)
     enqueue_unique_many = _async(_calls.enqueue_unique_many)
+    batch = _async(_calls.batch)
+    add_to_batch = _async(_calls.add_to_batch)
     claim = _async(_calls.claim)
     ack = _async(_calls.ack)
     ack_many = _async(_calls.ack_many)
@@ -362,6 +386,8 @@ class AsyncClient(_Settings):
     reschedule = _async(_calls.reschedule)
     set_priority = _async(_calls.set_priority)
     job_status = _async(_calls.job_status)
+    batch_status = _async(_calls.batch_status)
+    waits_for = _async(_calls.waits_for)
     attempts = _async(_calls.attempts)
     progress = _async(_calls.progress)
     job_progress = _async(_calls.job_progress)
@@ -428,33 +454,3 @@ def _check(connection: psycopg.Connection[Any]) -> None:
 async def _async_check(connection: psycopg.AsyncConnection[Any]) -> None:
     if _has_news(connection):
         await connection.execute("")
-
-
-# Waiting
-
-
-class _Vigil:
-    """Looks at a job until it has ended."""
-
-    def __init__(self, id: int, timeout: float | timedelta | None) -> None:
-        self._id = id
-        self._timeout = seconds(timeout)
-        self._began = time.monotonic()
-        self._unknown = 0
-        self.state: JobState | None = None
-
-    def over(self, state: JobState | None) -> bool:
-        self.state = state
-        if state is None:  # look twice: see sql/85_wait.sql
-            self._unknown += 1
-            return self._unknown == 2
-        if state.state in ("done", "dead", "cancelled"):
-            return True
-        if self._timeout is not None and time.monotonic() - self._began >= self._timeout:
-            raise TimeoutError(f"job {self._id} is {state.state} after {self._timeout:g} seconds")
-        return False
-
-    def nap(self) -> float:
-        waited = time.monotonic() - self._began
-        nap = min(max(waited / 10, 0.002), 0.25)
-        return nap if self._timeout is None else max(min(nap, self._timeout - waited), 0)

@@ -71,6 +71,12 @@ class QueueNotEmpty(PgqError):
     sqlstate = "PQ005"
 
 
+class NotWaiting(PgqError):
+    """The batch has nothing left to wait for, so nothing can be added to it; or it is none."""
+
+    sqlstate = "PQ006"
+
+
 class QueueExists(PgqError):
     """There is already a queue of this name."""
 
@@ -121,6 +127,7 @@ _CLASSES: dict[str, type[PgqError]] = {
         NotReadCommitted,
         PayloadRejected,
         QueueNotEmpty,
+        NotWaiting,
         QueueExists,
         InvalidArgument,
         NullArgument,

@@ -41,4 +41,5 @@ def measurements() -> dict[str, Measurement]:
         "pinned": pinned.pinned,
         "depth": depth.depth,
         "latency": latency.latency,
+        "round-trip": latency.round_trip,
     }

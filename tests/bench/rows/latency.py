@@ -13,6 +13,8 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+from pgqueue import Client
+
 from ..background import Worker, maintenance, running
 from ..pgbench import BenchmarkError, percentile
 from ..report import Row, at_most
@@ -41,6 +43,31 @@ def latency(bench: Bench) -> Iterator[Row]:
                 wanted=at_most(limit) if judged else None,
                 raw={"ms": [round(wait, 3) for wait in waits]} if percent == 50 else {},
             )
+
+
+def round_trip(bench: Bench) -> Iterator[Row]:
+    """From before enqueue is sent until client.wait returns the result, through an idle pgq-worker."""
+    with bench.server.database() as database:
+        queue = Queue(database, "pgq").create()
+        with maintenance(database), _pgq_worker(database, queue), Client(database.dsn) as client:
+            waits = [_ask(client, queue, n) for n in range(WARM_UP + bench.wakes)][WARM_UP:]
+    for percent, limit in ((50, 10), (99, None)):
+        yield Row(
+            name=f"enqueue, work, wait for the result, idle pgq-worker, p{percent}",
+            unit="ms",
+            pgq=percentile(waits, percent),
+            wanted=at_most(limit) if limit else None,
+            raw={"ms": [round(wait, 3) for wait in waits]} if percent == 50 else {},
+        )
+
+
+def _ask(client: Client, queue: Queue, number: int) -> float:
+    time.sleep(0.05)
+    began = time.monotonic()
+    state = client.wait(client.enqueue(queue.name, {"n": number}, task="bench"), 30)
+    if state is None or state.state != "done":
+        raise BenchmarkError(f"the answer was {state}")
+    return (time.monotonic() - began) * 1000
 
 
 def _measure(bench: Bench, worker: Callable[[Database, Queue], AbstractContextManager[Samples]]) -> list[float]:

@@ -47,6 +47,8 @@ def _died_too_early(index: Index, job: Job, attempt: int, ended: Counter[int]) -
     allowed = job.by.args.get("max_attempts") or index.settings.get(job.queue, {}).get("max_attempts")
     if allowed is None or attempt >= allowed or job.queue in index.unrecorded:
         return
+    if attempt == 0 and job.by.args.get("after"):  # see checks/after.py
+        return
     for row in job.archive:
         for end in index.ends.get((row.id, row.lease), ()):
             if end.possible and end.by.args.get("retry") is False:

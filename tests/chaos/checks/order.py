@@ -24,7 +24,7 @@ def check(index: Index) -> Iterator[Violation]:
     fresh: dict[str, list[First]] = defaultdict(list)
     for job in index.jobs.values():
         args = job.by.args
-        if job.by.effect is not Effect.YES or "delay" in args or "run_at" in args or not job.handouts:
+        if job.by.effect is not Effect.YES or args.keys() & {"delay", "run_at", "after"} or not job.handouts:
             continue
         fresh[job.queue].append(First.of(job))
     claims: dict[str, list[Operation]] = defaultdict(list)

@@ -18,6 +18,7 @@ class Producer(Client):
     def connect(self) -> None:
         self._session: Session = super().session()
         self._count = getattr(self, "_count", 0)
+        self._last: list[int] = []
 
     def step(self) -> None:
         prepared = 4 if "prepared" in self.me.habits else 0
@@ -27,6 +28,7 @@ class Producer(Client):
             (10, self._later),
             (12, self._unique),
             (14, self._grouped),
+            (8, self._chained),
             (4, self._unique_in_transaction),
             (15, self._transaction),
             (6, self._rolled_back),
@@ -85,6 +87,17 @@ class Producer(Client):
     def _grouped(self) -> None:
         delay = {"delay": f"{self.dice.choice([50, 300])} ms"} if self.dice.random() < 0.1 else {}
         self._session.enqueue("grouped", self._payload(), group_key=f"group {self.dice.randrange(8)}", **delay)
+
+    def _chained(self) -> None:
+        """Jobs that wait for others of this transaction, and for one of the last, which may have ended."""
+        self._session.begin()
+        ids = [*self._last[-1:], *(self._session.enqueue("chained", self._payload()) for _ in range(2))]
+        for _ in range(self.dice.randint(1, 4)):
+            after = self.dice.sample(ids, self.dice.randint(1, len(ids)))
+            on_dead = self.dice.choice(["fail", "run"])
+            ids.append(self._session.enqueue("chained", self._payload(), after=after, on_dead=on_dead))
+        self._session.commit()
+        self._last = ids
 
     def _unique_in_transaction(self) -> None:
         """One key only: two transactions that take two in different order would wait for each other."""

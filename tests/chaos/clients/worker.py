@@ -14,7 +14,7 @@ class Worker(Client):
     """Claims and settles. Like the real worker it does not wait for its claims to reach the disk, but for its acks."""
 
     boundaries: ClassVar[tuple[Boundary, ...]] = BOUNDARIES
-    queues: ClassVar[tuple[str, ...]] = ("main", "main", "twophase", "keyed", "grouped")
+    queues: ClassVar[tuple[str, ...]] = ("main", "main", "twophase", "keyed", "grouped", "chained")
 
     def connect(self) -> None:
         self._claimer: Session = self.session(synchronous_commit="off")

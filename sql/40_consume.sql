@@ -610,7 +610,10 @@ BEGIN
         FROM unnest(ids, leases, _done_each_0.results) WITH ORDINALITY u (id, lease, result, n)
         GROUP BY u.lease
     ) g
-    JOIN pgq.lease_0 l ON l.id = g.lease AND l.job_ids = g.ids AND pgq._whole(l.job_ids)
+    CROSS JOIN LATERAL (
+        -- OFFSET 0: each by its index. As a join it may read all leases, if they were few when it was planned.
+        SELECT l.id FROM pgq.lease_0 l WHERE l.id = g.lease AND l.job_ids = g.ids AND pgq._whole(l.job_ids) OFFSET 0
+    ) l
     ORDER BY l.id
     ON CONFLICT DO NOTHING
     RETURNING o.lease_id;

@@ -1440,6 +1440,30 @@ END;
 $$;
 SELECT pgq._choose_slot('pgq.ack(bigint,bigint,jsonb)');
 
+CREATE OR REPLACE FUNCTION pgq._done_each_0(ids bigint[], leases bigint[], results jsonb[]) RETURNS SETOF bigint
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    RETURN QUERY
+    INSERT INTO pgq.outcome_0 AS o (job_id, lease_id, at, kind, results)
+    SELECT 0, l.id, pgq._now(), 'done', CASE WHEN _done_each_0.results IS NOT NULL THEN g.results END
+    FROM (
+        SELECT u.lease, array_agg(u.id ORDER BY u.n) AS ids, array_agg(u.result ORDER BY u.n) AS results
+        FROM unnest(ids, leases, _done_each_0.results) WITH ORDINALITY u (id, lease, result, n)
+        GROUP BY u.lease
+    ) g
+    CROSS JOIN LATERAL (
+        -- OFFSET 0: each by its index. As a join it may read all leases, if they were few when it was planned.
+        SELECT l.id FROM pgq.lease_0 l WHERE l.id = g.lease AND l.job_ids = g.ids AND pgq._whole(l.job_ids) OFFSET 0
+    ) l
+    ORDER BY l.id
+    ON CONFLICT DO NOTHING
+    RETURNING o.lease_id;
+END;
+$$;
+DROP FUNCTION pgq._done_each(int, bigint[], bigint[], jsonb[]);
+SELECT pgq._for_each_slot('pgq._done_each_0(bigint[],bigint[],jsonb[])');
+
 CREATE OR REPLACE FUNCTION pgq.ack_many(ids bigint[], leases bigint[], results jsonb[] DEFAULT NULL) RETURNS SETOF bigint
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     SET enable_seqscan = off SET enable_bitmapscan = off
@@ -5477,7 +5501,7 @@ REVOKE ALL ON FUNCTION
     pgq._take_dead(int, bigint[], text, text, timestamptz, timestamptz, int),
     pgq._redrive(text, bigint[], text, text, timestamptz, timestamptz, int, double precision),
     pgq.redrive_where(text, text, text, timestamptz, timestamptz, int, double precision), pgq.discard(text, bigint[]),
-    pgq.discard_where(text, text, text, timestamptz, timestamptz, int), pgq._find(int, bigint),
+    pgq.discard_where(text, text, text, timestamptz, timestamptz, int), pgq._find(int, bigint), pgq._done_each(int, bigint[], bigint[], jsonb[]),
     pgq._tried(int, bigint), pgq._failures(bigint), pgq.attempts(bigint), pgq.progress(bigint, bigint, jsonb),
     pgq.job_progress(bigint), pgq._forget_progress()
 FROM PUBLIC;

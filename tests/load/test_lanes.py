@@ -21,7 +21,7 @@ def crowded(request: pytest.FixtureRequest, run_dir: Path) -> Iterator[Connectio
     """A session on a server with few locks, and a job in each lane of many queues."""
     conf: dict[str, str | int | bool] = {
         "max_connections": 10,
-        "max_locks_per_transaction": 16,
+        "max_locks_per_transaction": 24,
         "max_prepared_transactions": 0,
         "shared_buffers": "64MB",
     }

@@ -275,7 +275,7 @@ class Machine(RuleBasedStateMachine):
     @rule(
         who=who,
         queue=queue,
-        count=st.sampled_from([1, 1, 1, 2]),
+        count=st.sampled_from([1, 2]),
         others=st.lists(number, max_size=3),
         options=st.just({"on_dead": "run"}) | st.fixed_dictionaries({}, optional=AFTER_OPTIONS),
     )

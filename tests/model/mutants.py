@@ -320,7 +320,7 @@ MUTANTS = [
     Mutant(
         "redrive forgets one",
         "_redrive",
-        "FROM gone g WHERE per_second IS NULL",
+        "FROM gone g WHERE per_second IS NULL AND NOT g.waits",
         "FROM gone g WHERE per_second IS NULL OFFSET 1",
         redrive,
     ),

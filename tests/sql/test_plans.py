@@ -253,6 +253,31 @@ def test_plans_survive_statistics_that_are_wrong(warm: Session) -> None:
     check(warm)
 
 
+def test_jobs_of_several_leases_are_settled_without_reading_the_others(session: Session) -> None:
+    """Planned when there were two leases, and the table was known to be small."""
+    db = session.db
+    create(db, shards=4)
+
+    def settle_two_leases() -> None:
+        fill(session, 80)
+        jobs = claim(db, 8) + claim(db, 8)
+        assert sorted(ack(db, jobs)) == sorted(ids(jobs))
+        drain(session)
+
+    for _ in range(7):
+        settle_two_leases()
+        db.execute("ANALYZE")
+    fill(session, 4000)
+    drain(session, batch=8)
+    fill(session, 16)
+    jobs = claim(db, 8) + claim(db, 8)
+    flush(session)
+    entries = session.entries()
+    assert sorted(ack(db, jobs)) == sorted(ids(jobs))
+    flush(session)
+    assert session.entries() - entries < 150
+
+
 def test_plans_go_with_many_shards_and_lines(session: Session) -> None:
     db = session.db
     create(db, shards=64)

@@ -222,7 +222,7 @@ def test_a_deadlock_is_a_failed_attempt(db: Connection, connect: Connect) -> Non
     handler(db, "LOCK TABLE a; PERFORM pg_sleep(0); LOCK TABLE b;")
     (job,) = enqueue(db)
     other, worker = connect(autocommit=False), connect()
-    worker.execute("SET deadlock_timeout = '10ms'")
+    worker.execute("SET deadlock_timeout = '1s'")  # it looks once, and must then find the other one waiting
     other.execute("SET deadlock_timeout = '1h'")
     other.execute("LOCK TABLE b")
     call_ = in_background(work, worker)

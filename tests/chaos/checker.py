@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from tests.chaos.checks import after, attempts, final, groups, jobs, leases, order, settle, unique
+from tests.chaos.checks import after, attempts, cancel, final, groups, jobs, leases, order, settle, unique
 from tests.chaos.dump import Dump
 from tests.chaos.history import Operation
 from tests.chaos.index import Index
@@ -23,6 +23,7 @@ CHECKS: Sequence[Check] = (
     order.check,
     groups.check,
     after.check,
+    cancel.check,
     unique.check,
     final.check,
 )

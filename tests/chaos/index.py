@@ -19,6 +19,7 @@ ENDS = {
     "reject": "retry",
     "reject_many": "retry",
     "release": "released",
+    "snooze": "released",
 }
 """What the calls that end an attempt make of it; a rejected one may be dead as well."""
 
@@ -274,7 +275,7 @@ class Index:
 
 def _ends(operation: Operation, kind: str) -> Iterator[End]:
     if "id" in operation.args:
-        if operation.name == "reject" and operation.ok:
+        if operation.name == "reject" and operation.ok:  # retry or dead, or cancelled if that was asked for
             kind = operation.result[0]
         yield End(
             operation.args["id"],

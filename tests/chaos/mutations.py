@@ -380,6 +380,36 @@ MUTATIONS = (
         Kind.EARLY_DEATH,
     ),
     Mutation(
+        "a cancelled job stays where it is",
+        stories.a_job_is_cancelled,
+        (Patch("_cancel", "IF EXISTS (SELECT FROM pgq._withdraw_job(_cancel.id, 'cancelled')) THEN", "IF true THEN"),),
+        Kind.CANCELLED,
+    ),
+    Mutation(
+        "a scheduled job that is cancelled stays where it is",
+        stories.a_job_is_cancelled,
+        (Patch("_cancel", "IF pgq._cancel_waiting(ARRAY[id]) > 0 THEN", "IF true THEN"),),
+        Kind.CANCELLED,
+    ),
+    Mutation(
+        "a job that was asked to stop is tried again",
+        stories.a_running_job_is_cancelled,
+        (Patch("_fail", "retry AND NOT c.stopped AND", "retry AND"),),
+        Kind.NOT_ONE_PLACE,
+    ),
+    Mutation(
+        "a snoozed job loses an attempt",
+        stories.a_job_is_put_off,
+        (Patch("snooze_many", "h.enqueued_at, h.attempt,", "h.enqueued_at, h.attempt + 1,"),),
+        Kind.RELEASE_COUNTED,
+    ),
+    Mutation(
+        "a snoozed job comes back at once",
+        stories.a_job_is_put_off,
+        (Patch("snooze_many", "pgq._now() + delay", "pgq._now()"),),
+        Kind.EARLY_RUN,
+    ),
+    Mutation(
         "results are dropped",
         stories.jobs_are_done,
         (Patch(f"_settle_{_SLOT}", "'done', result", "'done', NULL"),),

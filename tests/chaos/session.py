@@ -260,6 +260,13 @@ class Session:
     def release(self, ids: Sequence[int], leases: Sequence[int]) -> list[int]:
         return [id for (id,) in self._function("release", {"ids": ids, "leases": leases})]
 
+    def snooze(self, id: int, lease: int, delay: str) -> None:
+        self._function("snooze", {"id": id, "lease": lease, "delay": delay})
+
+    def cancel(self, id: int) -> str:
+        ((answer,),) = self._function("cancel", {"id": id})
+        return str(answer)
+
     def extend(self, lease: int, lease_for: str | None = None) -> int:
         ((expires_at,),) = self._function("extend", {"lease": lease, "lease_for": lease_for}, "chaos.us(f.extend)")
         return int(expires_at)

@@ -429,6 +429,41 @@ def a_job_waits_for_one_that_dies(world: World) -> None:
         worker.ack(job.id, job.lease)
 
 
+def a_job_is_cancelled(world: World) -> None:
+    producer, worker = world.session("producer"), world.session("worker")
+    first = producer.enqueue("q", {"k": "a"})
+    later = producer.enqueue("q", {"k": "b"}, delay="1 hour")
+    for id in (first, later):
+        producer.cancel(id)
+    producer.look()
+    for job in worker.claim("q", 10):
+        worker.ack(job.id, job.lease)
+
+
+def a_running_job_is_cancelled(world: World) -> None:
+    producer, worker = world.session("producer"), world.session("worker")
+    id = producer.enqueue("q", {"k": "a"})
+    (job,) = worker.claim("q")
+    producer.cancel(id)
+    worker.reject(job.id, job.lease, retry_in="0")
+    worker.maintain()
+    producer.cancel(id)
+    producer.look()
+    for job in worker.claim("q", 10):
+        worker.ack(job.id, job.lease)
+
+
+def a_job_is_put_off(world: World) -> None:
+    producer, worker = world.session("producer"), world.session("worker")
+    producer.enqueue("q", {"k": "a"})
+    (job,) = worker.claim("q")
+    worker.snooze(job.id, job.lease, "1 hour")
+    worker.maintain()
+    worker.look()
+    for job in worker.claim("q", 10):
+        worker.ack(job.id, job.lease)
+
+
 STORIES: tuple[Story, ...] = (
     an_ack_under_the_lease_of_another_job,
     a_batch_under_the_lease_of_another_job,
@@ -464,4 +499,7 @@ STORIES: tuple[Story, ...] = (
     a_group_waits_for_its_job_that_failed,
     jobs_wait_for_others,
     a_job_waits_for_one_that_dies,
+    a_job_is_cancelled,
+    a_running_job_is_cancelled,
+    a_job_is_put_off,
 )

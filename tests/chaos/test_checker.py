@@ -948,6 +948,39 @@ def a_job_dies_although_the_one_it_waits_for_is_done(wrong: bool) -> Script:
     return script
 
 
+@twins(Kind.CANCELLED)
+def a_cancelled_job_is_handed_out(wrong: bool) -> Script:
+    script = Script()
+    script.enqueue(1)
+    script.call("producer", "cancel", {"id": 1}, ["cancelled" if wrong else "finished"])
+    script.call("producer", "look", {})
+    script.done(1)
+    return script
+
+
+@twins(Kind.END_LOST)
+def a_released_job_is_cancelled(wrong: bool) -> Script:
+    """Legal if somebody asked for it."""
+    script = Script()
+    script.enqueue(1)
+    lease = script.claim(1)
+    if not wrong:
+        script.call("producer", "cancel", {"id": 1}, ["requested"])
+    script.release(1, lease)
+    script.archived(1, lease, kind="cancelled")
+    return script
+
+
+@twins(Kind.EARLY_RUN)
+def a_snoozed_job_comes_back_too_early(wrong: bool) -> Script:
+    script = Script()
+    script.enqueue(1)
+    lease = script.claim(1)
+    script.call("worker", "snooze", {"id": 1, "lease": lease, "delay": "1 hour" if wrong else "1 second"}, [None])
+    script.done(1)
+    return script
+
+
 @twins(Kind.GHOST)
 def a_job_that_was_not_added_is_there(wrong: bool) -> Script:
     script = Script()

@@ -41,6 +41,7 @@ class Kind(Enum):
     PRIORITY = "a job was overtaken by one of lower priority"
     GROUP = "a job was handed out while another one held its group"
     AFTER = "a job was handed out before one had ended that it waits for"
+    CANCELLED = "a job was handed out or done although it had been cancelled"
     UNIQUE = "two jobs with one unique key were live at once, or one that had ended held its key"
     WRONG_QUEUE = "a claim returned a job of another queue"
     CHANGED = "payload, task, headers or settings of a job have changed"

@@ -70,6 +70,12 @@ def _too_early(index: Index, job: Job) -> Iterator[Violation]:
         return
     for one, two in pairwise(job.handouts):
         for end in index.possible_ends(one):
+            if end.accepted is Effect.YES and end.by.name == "snooze" and end.by.now is not None:
+                due = end.by.now + microseconds(end.by.args["delay"])
+                latest = index.clock.latest(two.by.ended)
+                if two.lease != one.lease and latest < due:
+                    story = f"{job} was put off until {due}, and pgq._now() was {latest} at most\n{end.by}\n{two.by}"
+                    yield Violation(Kind.EARLY_RUN, story)
             if end.accepted is Effect.YES and end.kind == "retry" and two.attempt == one.attempt + 1:
                 due = _retry_due(index, end, one)
                 latest = index.clock.latest(two.by.ended)

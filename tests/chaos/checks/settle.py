@@ -72,10 +72,11 @@ def _settled(
 
 def _on_record(index: Index, end: End, archive: list[Ended]) -> Iterator[Violation]:
     kinds = [ended.kind for ended in archive]
+    stopped = ["cancelled"] if any(o.args["id"] == end.id for o in index.named["cancel"]) else []
     if end.kind == "released":
-        wrong = bool(kinds)
+        wrong = bool(kinds) and kinds != stopped
     elif end.by.name == "reject_many":
-        wrong = not kinds or kinds[0] not in ("retry", "dead")
+        wrong = not kinds or kinds[0] not in ("retry", "dead", *stopped)
     else:
         wrong = end.kind not in kinds
     if wrong:

@@ -29,6 +29,7 @@ class Producer(Client):
             (12, self._unique),
             (14, self._grouped),
             (8, self._chained),
+            (8, self._called_off),
             (4, self._unique_in_transaction),
             (15, self._transaction),
             (6, self._rolled_back),
@@ -98,6 +99,13 @@ class Producer(Client):
             ids.append(self._session.enqueue("chained", self._payload(), after=after, on_dead=on_dead))
         self._session.commit()
         self._last = ids
+
+    def _called_off(self) -> None:
+        """A job that is cancelled, before or after somebody has taken it."""
+        delay = {"delay": f"{self.dice.choice([50, 300])} ms"} if self.dice.random() < 0.3 else {}
+        id = self._session.enqueue("called off", self._payload(), **delay)
+        self.pause(self.dice.choice([0, 0.05, 0.3]))
+        self._session.cancel(id)
 
     def _unique_in_transaction(self) -> None:
         """One key only: two transactions that take two in different order would wait for each other."""

@@ -8,6 +8,7 @@ QUEUES: dict[str, dict[str, object]] = {
     "fifo": {"shards": 1, "max_attempts": 6},
     "keyed": {"shards": 2, "max_attempts": 4},
     "grouped": {"shards": 2, "max_attempts": 4},
+    "called off": {"shards": 2, "max_attempts": 4},
     "chained": {"shards": 2, "max_attempts": 2},
     "real": {"shards": 2, "max_attempts": 5},
     "passing": {"shards": 2, "max_attempts": 3},

@@ -14,7 +14,7 @@ class Worker(Client):
     """Claims and settles. Like the real worker it does not wait for its claims to reach the disk, but for its acks."""
 
     boundaries: ClassVar[tuple[Boundary, ...]] = BOUNDARIES
-    queues: ClassVar[tuple[str, ...]] = ("main", "main", "twophase", "keyed", "grouped", "chained")
+    queues: ClassVar[tuple[str, ...]] = ("main", "main", "twophase", "keyed", "grouped", "chained", "called off")
 
     def connect(self) -> None:
         self._claimer: Session = self.session(synchronous_commit="off")
@@ -44,6 +44,7 @@ class Worker(Client):
             (8, lambda: self._each(jobs, self._reject)),
             (4, lambda: self._reject_all(jobs)),
             (5, lambda: self._release(jobs)),
+            (4, lambda: self._each(jobs[:3], self._snooze)),
             (7, lambda: self._extend_and_ack(jobs)),
             (3, lambda: self._mix_up(jobs)),
             (3, lambda: self._oversleep(jobs)),
@@ -134,6 +135,9 @@ class Worker(Client):
 
     def _reject_all(self, jobs: list[Job]) -> None:
         self._settler.reject_many([job.id for job in jobs], [job.lease for job in jobs], ["all failed"] * len(jobs))
+
+    def _snooze(self, job: Job) -> None:
+        self._settler.snooze(job.id, job.lease, self.dice.choice(["0 ms", "100 ms", "1 second"]))
 
     def _release(self, jobs: list[Job]) -> None:
         some = self.dice.sample(jobs, self.dice.randint(1, len(jobs)))

@@ -3313,7 +3313,9 @@ COMMENT ON FUNCTION pgq.promote() IS
     'many. Raises PQ003';
 
 CREATE OR REPLACE FUNCTION pgq._archive_segment(slot int) RETURNS boolean
-    LANGUAGE plpgsql SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off SET lock_timeout = '50ms'
+    LANGUAGE plpgsql
+    SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+    SET lock_timeout = '50ms'
 AS $$
 DECLARE
     v_blocks bigint := pg_relation_size(format('pgq.outcome_%s', slot)::regclass) / current_setting('block_size')::int;
@@ -3351,8 +3353,10 @@ BEGIN
                 queue, worker, task, payload, headers, result, error)
             SELECT e.id, l.id, j.enqueued_at, coalesce(l.claimed_at, o.at), o.at, o.at + q.retention, o.kind, j.attempt,
                 pgq._priority(l.lane), q.name, l.worker, j.task, j.payload, j.headers, e.result, o.error
-            FROM pgq.outcome_%1$s o
-            JOIN pgq.lease_%1$s l ON l.id = o.lease_id AND l.job_ids IS NOT NULL
+            FROM (SELECT * FROM pgq.outcome_%1$s o WHERE o.ctid > $1 AND o.ctid <= $2 OFFSET 0) o
+            CROSS JOIN LATERAL (
+                SELECT * FROM pgq.lease_%1$s l WHERE l.id = o.lease_id AND l.job_ids IS NOT NULL OFFSET 0
+            ) l
             JOIN pgq.queue q ON q.id = l.lane >> 16
             CROSS JOIN LATERAL (
                 SELECT o.job_id AS id, o.result WHERE o.job_id > 0
@@ -3366,8 +3370,7 @@ BEGIN
                 ORDER BY j.xid > l.cursor_xid, j.xid DESC
                 LIMIT 1
             ) j
-            WHERE o.ctid > $1 AND o.ctid <= $2
-                AND q.retention > '0' AND o.kind NOT IN ('released', 'snoozed', 'carried', 'moved', 'split')
+            WHERE q.retention > '0' AND o.kind NOT IN ('released', 'snoozed', 'carried', 'moved', 'split')
         $sql$, slot)
         USING v_after, v_last;
         IF EXISTS (SELECT FROM pgq.unique_key) THEN

@@ -278,6 +278,32 @@ def test_jobs_of_several_leases_are_settled_without_reading_the_others(session: 
     assert session.entries() - entries < 150
 
 
+def test_what_is_archived_is_looked_up_one_by_one(session: Session) -> None:
+    """Whatever is planned while a segment is small: nothing but the outcomes is read from end to end."""
+    db = session.db
+    create(db)
+    enqueue(db, 100)
+    for _ in range(5):
+        ack(db, claim(db, 10) + claim(db, 10))
+    for _ in range(6):
+        rotate(db)
+    assert one(db, "SELECT count(*) FROM pgq.archive") == 100
+    names: dict[int, str] = dict(session.watcher.execute("SELECT oid::bigint, relname FROM pg_class").fetchall())
+    seen = set()
+    for place, plan in session.plans:
+        if not place.endswith("_archive_segment"):
+            continue
+        for root in (plan.fields["planTree"], *(s for s in plan.fields["subplans"] if isinstance(s, Node))):
+            for node in root.walk():
+                scanned = int(node.fields.get("scan.scanrelid") or node.fields.get("scanrelid") or 0)
+                name = names.get(int(plan.fields["rtable"][scanned - 1].fields.get("relid", 0)), "") if scanned else ""
+                if BIG.match(name):
+                    seen.add(name.split("_")[0])
+                    searched = node.fields.get("indexqual", "<>") != "<>" or node.type == "TIDRANGESCAN"
+                    assert searched, f"{node.type} of {name} in {place}"
+    assert seen == {"job", "lease", "outcome"}
+
+
 def test_plans_go_with_many_shards_and_lines(session: Session) -> None:
     db = session.db
     create(db, shards=64)

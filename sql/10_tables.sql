@@ -67,7 +67,8 @@ COMMENT ON SEQUENCE pgq.watched IS 'When a session last began to wait for jobs, 
 
 SELECT setval('pgq.epoch', 0), setval('pgq.live', 1), setval('pgq.restored', 0), setval('pgq.dropping', 0),
     setval('pgq.watched', 0), setval('pgq.awaited', 0), setval('pgq.waited_on', 0),
-    setval('pgq.looked_after', 0), setval('pgq.first_waiting', 0), setval('pgq.age', -81985529216486896),  -- 0xFEDCBA9876543210
+    setval('pgq.looked_after', 0), setval('pgq.first_waiting', 0),
+    setval('pgq.age', -81985529216486896),  -- 0xFEDCBA9876543210
     setval('pgq.system_identifier', c.system_identifier)
 FROM pg_control_system() AS c;
 

@@ -2,13 +2,13 @@
 -- Tables: dependent, dependency, ended; scheduled, where such jobs lie with run_at infinity; appends to dead.
 --
 -- Whoever ends a job that others wait for tells so, by a row in pgq.ended in the same transaction, and does no more.
--- pgq._resolve, one at a time, takes these rows in and lets those go that have nothing left to wait for. It is called by
--- maintain, and by claims that find nothing and are woken for it; so a chain goes on within milliseconds, and the end of
--- ten thousand jobs is counted by somebody who has nothing better to do.
+-- pgq._resolve, one at a time, takes these rows in and lets those go that have nothing left to wait for. It is called
+-- by maintain, and by claims that find nothing and are woken for it; so a chain goes on within milliseconds, and the
+-- end of ten thousand jobs is counted by somebody who has nothing better to do.
 --
 -- Nothing depends on being told. What ends while the dependency is not committed yet, or in a way that tells nobody, is
--- found out by looking: at the first job that each one waits for (it has to wait for all anyway), and at so many in each
--- round.
+-- found out by looking: at the first job that each one waits for (it has to wait for all anyway), and at so many in
+-- each round.
 --
 -- The sequence pgq.awaited keeps all others out of this: while it is 0, those who end jobs ask no further.
 
@@ -43,7 +43,7 @@ END;
 $$;
 COMMENT ON FUNCTION pgq._make_wait(bigint[], bigint[], text, timestamptz) IS 'Notes what new jobs wait for; raises 22004, 22023';
 
--- Functions of their own: another argument of pgq.enqueue would be another function, and what was granted would be lost.
+-- Functions of their own: pgq.enqueue with another argument would be another function, and its grants would be lost.
 CREATE FUNCTION pgq.enqueue_many_after(
     after bigint[],
     queue text,

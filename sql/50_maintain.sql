@@ -260,12 +260,13 @@ $$;
 COMMENT ON FUNCTION pgq._archive_drop() IS 'Drops archive partitions whose time is over, unless somebody reads them';
 
 -- Copies the next outcomes of a drained segment, and all that belongs to them, to the archive: up to 200 blocks, or
--- some 10,000 jobs. Nothing there changes any more, so it needs no lock. From the outcomes to what belongs to them, each by
--- its index: nobody analyses these tables, so a plan that is left its choice may read all leases in each step. Returns whether the whole segment is copied.
+-- some 10,000 jobs. Nothing there changes any more, so it needs no lock. Returns whether the whole segment is copied.
+-- From the outcomes to what belongs to them, each by its index: nobody analyses these tables, so a plan that is left
+-- its choice may read all leases in each step.
 CREATE FUNCTION pgq._archive_segment(slot int) RETURNS boolean
     LANGUAGE plpgsql
-    SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
-    SET lock_timeout = '50ms'
+    SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+    SET jit = off SET lock_timeout = '50ms'
 AS $$
 DECLARE
     v_blocks bigint := pg_relation_size(format('pgq.outcome_%s', slot)::regclass) / current_setting('block_size')::int;

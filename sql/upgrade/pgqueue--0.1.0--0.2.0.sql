@@ -1464,7 +1464,8 @@ $$;
 DROP FUNCTION pgq._done_each(int, bigint[], bigint[], jsonb[]);
 SELECT pgq._for_each_slot('pgq._done_each_0(bigint[],bigint[],jsonb[])');
 
-CREATE OR REPLACE FUNCTION pgq.ack_many(ids bigint[], leases bigint[], results jsonb[] DEFAULT NULL) RETURNS SETOF bigint
+CREATE OR REPLACE FUNCTION pgq.ack_many(ids bigint[], leases bigint[], results jsonb[] DEFAULT NULL)
+    RETURNS SETOF bigint
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     SET enable_seqscan = off SET enable_bitmapscan = off
     SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off
@@ -2779,7 +2780,7 @@ END;
 $$;
 COMMENT ON FUNCTION pgq._make_wait(bigint[], bigint[], text, timestamptz) IS 'Notes what new jobs wait for; raises 22004, 22023';
 
--- Functions of their own: another argument of pgq.enqueue would be another function, and what was granted would be lost.
+-- Functions of their own: pgq.enqueue with another argument would be another function, and its grants would be lost.
 CREATE FUNCTION pgq.enqueue_many_after(
     after bigint[],
     queue text,
@@ -3314,8 +3315,8 @@ COMMENT ON FUNCTION pgq.promote() IS
 
 CREATE OR REPLACE FUNCTION pgq._archive_segment(slot int) RETURNS boolean
     LANGUAGE plpgsql
-    SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
-    SET lock_timeout = '50ms'
+    SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+    SET jit = off SET lock_timeout = '50ms'
 AS $$
 DECLARE
     v_blocks bigint := pg_relation_size(format('pgq.outcome_%s', slot)::regclass) / current_setting('block_size')::int;
@@ -3661,7 +3662,8 @@ BEGIN
 END;
 $$;
 
-CREATE OR REPLACE FUNCTION pgq._carry(ids bigint[], leases bigint[], kind pgq.outcome_kind, slot int) RETURNS SETOF bigint
+CREATE OR REPLACE FUNCTION pgq._carry(ids bigint[], leases bigint[], kind pgq.outcome_kind, slot int)
+    RETURNS SETOF bigint
     LANGUAGE plpgsql
 AS $$
 BEGIN
@@ -5470,10 +5472,13 @@ REVOKE ALL ON FUNCTION
     pgq._add_jobs(bigint[], text, jsonb[], text, int, timestamptz, int, text[], jsonb, bigint[], text),
     pgq.enqueue_after(bigint[], text, jsonb, text, int, timestamptz, interval, int, text, text, jsonb, text),
     pgq.enqueue_many_after(bigint[], text, jsonb[], text, int, timestamptz, interval, int, text[], jsonb, text),
-    pgq._is_watched(bigint), pgq._wait_key(bigint), pgq._state_of(timestamptz, smallint), pgq._put_off(bigint, timestamptz),
+    pgq._is_watched(bigint), pgq._wait_key(bigint), pgq._state_of(timestamptz, smallint),
+    pgq._put_off(bigint, timestamptz),
     pgq._check_after(bigint[]), pgq._make_wait(bigint[], bigint[], text, timestamptz),
-    pgq.batch(bigint[], text, jsonb, text, int, int, jsonb), pgq.add_to_batch(bigint, bigint[]), pgq.batch_status(bigint),
-    pgq.waits_for(bigint, int), pgq._tell(bigint[], pgq.outcome_kind), pgq._lock_dependents(bigint[]), pgq._let_go(bigint[]),
+    pgq.batch(bigint[], text, jsonb, text, int, int, jsonb), pgq.add_to_batch(bigint, bigint[]),
+    pgq.batch_status(bigint),
+    pgq.waits_for(bigint, int), pgq._tell(bigint[], pgq.outcome_kind), pgq._lock_dependents(bigint[]),
+    pgq._let_go(bigint[]),
     pgq._give_up(bigint[], text[]), pgq._take_in(bigint[], pgq.outcome_kind[]), pgq._end_of(bigint, xid8),
     pgq._look_after(int, boolean), pgq._resolve(int), pgq._look_around(), pgq._tidy_dependents(), pgq.watch_job(bigint),
     pgq.unwatch_job(bigint),
@@ -5483,7 +5488,8 @@ REVOKE ALL ON FUNCTION
     pgq.enqueue_unique_many(text, jsonb[], text[], text, int,
         timestamptz, interval, int, text[], jsonb, text, interval, text, bigint[], text),
     pgq.enqueue_unique(text, jsonb, text, int,
-        timestamptz, interval, int, text, text, jsonb, text, interval, text, bigint[], text), pgq._validate(pgq.queue, jsonb[], text),
+        timestamptz, interval, int, text, text, jsonb, text, interval, text, bigint[], text),
+    pgq._validate(pgq.queue, jsonb[], text),
     pgq.set_validator(text, regprocedure), pgq._is_plain(oid), pgq._safe_columns(oid),
     pgq._change(oid, text, jsonb, jsonb), pgq._keep(jsonb, text[]), pgq._refuse_trigger(text), pgq.enqueue_row(),
     pgq.enqueue_rows(), pgq._given_back(bigint[], bigint[], pgq.outcome_kind),
@@ -5504,7 +5510,8 @@ REVOKE ALL ON FUNCTION
     pgq._take_dead(int, bigint[], text, text, timestamptz, timestamptz, int),
     pgq._redrive(text, bigint[], text, text, timestamptz, timestamptz, int, double precision),
     pgq.redrive_where(text, text, text, timestamptz, timestamptz, int, double precision), pgq.discard(text, bigint[]),
-    pgq.discard_where(text, text, text, timestamptz, timestamptz, int), pgq._find(int, bigint), pgq._done_each(int, bigint[], bigint[], jsonb[]),
+    pgq.discard_where(text, text, text, timestamptz, timestamptz, int), pgq._find(int, bigint),
+    pgq._done_each(int, bigint[], bigint[], jsonb[]),
     pgq._tried(int, bigint), pgq._failures(bigint), pgq.attempts(bigint), pgq.progress(bigint, bigint, jsonb),
     pgq.job_progress(bigint), pgq._forget_progress()
 FROM PUBLIC;

@@ -184,16 +184,18 @@ COMMENT ON FUNCTION pgq.enqueue(text, jsonb, text, int, timestamptz, interval, i
     'at a time or as pgq.set_limits says. Raises PQ002 if there is no such queue, PQ004 if its validator refuses the '
     'payload, 22023 and 22004 for bad arguments';
 
-CREATE FUNCTION pgq._check_payloads(payloads jsonb[]) RETURNS void
+CREATE FUNCTION pgq._check_payloads(payloads jsonb[], group_keys text[]) RETURNS void
     LANGUAGE plpgsql
 AS $$
 BEGIN
     PERFORM pgq._require('payloads', payloads IS NOT NULL OR NULL, 'an array of JSON');
     PERFORM pgq._require('each of payloads', array_position(payloads, NULL) IS NULL OR NULL,
         'JSON; the JSON null is written ''null''');
+    PERFORM pgq._require('group_keys', coalesce(cardinality(group_keys) = cardinality(payloads), true),
+        'null or as long as payloads');
 END;
 $$;
-COMMENT ON FUNCTION pgq._check_payloads(jsonb[]) IS 'Raises 22004';
+COMMENT ON FUNCTION pgq._check_payloads(jsonb[], text[]) IS 'Raises 22004 or 22023';
 
 CREATE FUNCTION pgq._new_lane(queue pgq.queue, priority int, job bigint, group_key text) RETURNS bigint
     LANGUAGE sql IMMUTABLE
@@ -271,8 +273,7 @@ AS $$
 DECLARE
     v_ids bigint[];
 BEGIN
-    PERFORM pgq._check_payloads(payloads);
-    PERFORM pgq._require('group_keys', coalesce(cardinality(group_keys) = cardinality(payloads), true), 'null or as long as payloads');
+    PERFORM pgq._check_payloads(payloads, group_keys);
     v_ids := ARRAY(SELECT nextval('pgq.job_id') FROM generate_series(1, cardinality(payloads)));
     PERFORM pgq._add_jobs(v_ids, queue, payloads, task, priority, pgq._due(run_at, delay), max_attempts, group_keys, headers,
         NULL, NULL);

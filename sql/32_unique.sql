@@ -245,9 +245,8 @@ DECLARE
 BEGIN
     -- Whether a job has ended cannot be seen in an old snapshot: it may have been moved, and its segment emptied.
     PERFORM pgq._read_committed();
-    PERFORM pgq._check_payloads(payloads);
+    PERFORM pgq._check_payloads(payloads, group_keys);
     PERFORM pgq._require('unique_keys', cardinality(unique_keys) = cardinality(payloads), 'an array as long as payloads');
-    PERFORM pgq._require('group_keys', coalesce(cardinality(group_keys) = cardinality(payloads), true), 'null or as long as payloads');
     PERFORM pgq._require('each of unique_keys',
         coalesce((SELECT bool_and(octet_length(k) BETWEEN 1 AND 1000) FROM unnest(unique_keys) k), true),
         'null or 1 to 1000 bytes');

@@ -63,8 +63,7 @@ DECLARE
     v_ids bigint[];
 BEGIN
     PERFORM pgq._check_after(after);
-    PERFORM pgq._check_payloads(payloads);
-    PERFORM pgq._require('group_keys', coalesce(cardinality(group_keys) = cardinality(payloads), true), 'null or as long as payloads');
+    PERFORM pgq._check_payloads(payloads, group_keys);
     v_ids := ARRAY(SELECT nextval('pgq.job_id') FROM generate_series(1, cardinality(payloads)));
     PERFORM pgq._add_jobs(v_ids, queue, payloads, task, priority, pgq._due(run_at, delay), max_attempts, group_keys, headers,
         after, on_dead);
@@ -137,6 +136,8 @@ COMMENT ON FUNCTION pgq.batch(bigint[], text, jsonb, text, int, int, jsonb) IS
 -- The lock lets others do the same and count, but not let the batch's job go.
 CREATE FUNCTION pgq.add_to_batch(id bigint, ids bigint[]) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+    SET jit = off
 AS $$
 BEGIN
     PERFORM pgq._require('id', id IS NOT NULL OR NULL, 'the id of a batch');
@@ -178,6 +179,7 @@ COMMENT ON COLUMN pgq.batch_state.pending IS 'How many have not ended, as far as
 
 CREATE FUNCTION pgq.batch_status(id bigint) RETURNS SETOF pgq.batch_state
     LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    SET enable_seqscan = off SET jit = off
 AS $$
 BEGIN
     PERFORM pgq._require('id', id IS NOT NULL OR NULL, 'the id of a batch');
@@ -192,6 +194,7 @@ COMMENT ON FUNCTION pgq.batch_status(bigint) IS
 
 CREATE FUNCTION pgq.waits_for(id bigint, n int DEFAULT 100) RETURNS SETOF bigint
     LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    SET enable_seqscan = off SET jit = off
 AS $$
 BEGIN
     PERFORM pgq._require('id', id IS NOT NULL OR NULL, 'the id of a job');
@@ -398,7 +401,7 @@ DECLARE
     v_from CONSTANT bigint := CASE WHEN everything THEN 0
         ELSE greatest(pg_sequence_last_value('pgq.looked_after'), v_first_id) END;
     -- Whether all that wait can be seen; see pgq._make_wait.
-    v_quiet CONSTANT boolean := pg_try_advisory_lock(pgq._task_key(6)) AND pg_advisory_unlock(pgq._task_key(6));
+    v_quiet CONSTANT boolean := NOT pgq._is_watched(pgq._task_key(6));
     v_to bigint;
     v_ids bigint[];
     v_first bigint[];

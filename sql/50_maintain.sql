@@ -829,4 +829,5 @@ END;
 $$;
 COMMENT ON FUNCTION pgq.maintain() IS
     'Does what is due: pgq.promote, pgq.reap, pgq.rotate, the jobs of pgq.schedule, and those that waited for others. Call '
-    'it about once a second, from anywhere; workers do. Returns what was done; "more": true if it is worth calling again at once. Raises PQ003';
+    'it about once a second, from anywhere; workers do. Returns what was done; "more": true if it is worth calling again at '
+    'once. Raises PQ003';

@@ -256,8 +256,8 @@ END;
 $$;
 COMMENT ON FUNCTION pgq.purge_state(text, text) IS
     'Of a queue throws away what is in one state and returns how many: ready, parked, scheduled, waiting or retrying jobs are '
-    'cancelled, as by pgq.purge; dead: its dead letters, as by pgq.discard_where; archived: the ended attempts that are in the archive by '
-    'now. Raises PQ002, PQ003, 22023, 55P03 if another transaction does not end within five seconds';
+    'cancelled, as by pgq.purge; dead: its dead letters, as by pgq.discard_where; archived: the ended attempts that are in '
+    'the archive by now. Raises PQ002, PQ003, 22023, 55P03 if another transaction does not end within five seconds';
 
 -- Running attempts of a queue, wherever they are.
 CREATE FUNCTION pgq._running_0(queue_id int) RETURNS SETOF pgq.settled
@@ -386,8 +386,8 @@ $$;
 COMMENT ON FUNCTION pgq.watch(text[]) IS
     'Registers this session as waiting for jobs of these queues, until pgq.unwatch or its end: enqueue then notifies channel '
     '"pgq", payload the queue''s name. LISTEN pgq first, watch, claim once more, then sleep. Returns when the next scheduled '
-    'or recurring job of these queues is due, or a rate lets the next one start. If nobody watches anew for a minute, producers stop looking: unwatch and watch '
-    'again before. Needs a session of its own: not for transaction pooling. Raises PQ002';
+    'or recurring job of these queues is due, or a rate lets the next one start. If nobody watches anew for a minute, '
+    'producers stop looking: unwatch and watch again before. Needs a session of its own: not for transaction pooling. Raises PQ002';
 
 -- Without a warning for queues that are not watched: their names may have been wrong, or they do not notify.
 CREATE FUNCTION pgq.unwatch(queues text[]) RETURNS void

@@ -131,7 +131,8 @@ BEGIN
             g.id, g.home, g.enqueued_at, 1, g.max_attempts, g.task, g.payload, g.headers, g.history, g.group_key
         FROM gone g WHERE per_second IS NOT NULL OR g.waits
     ), again AS (
-        UPDATE pgq.dependent t SET given_up = false FROM gone g WHERE g.waits AND t.job_id = g.id
+        UPDATE pgq.dependent t SET given_up = false
+        WHERE t.job_id = ANY (ARRAY(SELECT g.id FROM gone g WHERE g.waits))
     )
     SELECT count(*), bool_or(g.waits) INTO v_count, v_waits FROM gone g;
     IF v_waits THEN

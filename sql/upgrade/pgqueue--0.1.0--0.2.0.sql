@@ -445,16 +445,18 @@ CREATE FUNCTION pgq._filled() RETURNS SETOF int
 AS $$ SELECT n FROM generate_series(0, 15) n WHERE pg_relation_size(format('pgq.job_%s', n)::regclass) > 0 $$;
 COMMENT ON FUNCTION pgq._filled() IS 'The segments that hold jobs';
 
-CREATE FUNCTION pgq._check_payloads(payloads jsonb[]) RETURNS void
+CREATE FUNCTION pgq._check_payloads(payloads jsonb[], group_keys text[]) RETURNS void
     LANGUAGE plpgsql
 AS $$
 BEGIN
     PERFORM pgq._require('payloads', payloads IS NOT NULL OR NULL, 'an array of JSON');
     PERFORM pgq._require('each of payloads', array_position(payloads, NULL) IS NULL OR NULL,
         'JSON; the JSON null is written ''null''');
+    PERFORM pgq._require('group_keys', coalesce(cardinality(group_keys) = cardinality(payloads), true),
+        'null or as long as payloads');
 END;
 $$;
-COMMENT ON FUNCTION pgq._check_payloads(jsonb[]) IS 'Raises 22004';
+COMMENT ON FUNCTION pgq._check_payloads(jsonb[], text[]) IS 'Raises 22004 or 22023';
 
 CREATE FUNCTION pgq._add_jobs(
     ids bigint[], queue text, payloads jsonb[], task text, priority int, run_at timestamptz, max_attempts int,
@@ -524,8 +526,7 @@ AS $$
 DECLARE
     v_ids bigint[];
 BEGIN
-    PERFORM pgq._check_payloads(payloads);
-    PERFORM pgq._require('group_keys', coalesce(cardinality(group_keys) = cardinality(payloads), true), 'null or as long as payloads');
+    PERFORM pgq._check_payloads(payloads, group_keys);
     v_ids := ARRAY(SELECT nextval('pgq.job_id') FROM generate_series(1, cardinality(payloads)));
     PERFORM pgq._add_jobs(v_ids, queue, payloads, task, priority, pgq._due(run_at, delay), max_attempts, group_keys, headers,
         NULL, NULL);
@@ -824,9 +825,8 @@ DECLARE
 BEGIN
     -- Whether a job has ended cannot be seen in an old snapshot: it may have been moved, and its segment emptied.
     PERFORM pgq._read_committed();
-    PERFORM pgq._check_payloads(payloads);
+    PERFORM pgq._check_payloads(payloads, group_keys);
     PERFORM pgq._require('unique_keys', cardinality(unique_keys) = cardinality(payloads), 'an array as long as payloads');
-    PERFORM pgq._require('group_keys', coalesce(cardinality(group_keys) = cardinality(payloads), true), 'null or as long as payloads');
     PERFORM pgq._require('each of unique_keys',
         coalesce((SELECT bool_and(octet_length(k) BETWEEN 1 AND 1000) FROM unnest(unique_keys) k), true),
         'null or 1 to 1000 bytes');
@@ -2800,8 +2800,7 @@ DECLARE
     v_ids bigint[];
 BEGIN
     PERFORM pgq._check_after(after);
-    PERFORM pgq._check_payloads(payloads);
-    PERFORM pgq._require('group_keys', coalesce(cardinality(group_keys) = cardinality(payloads), true), 'null or as long as payloads');
+    PERFORM pgq._check_payloads(payloads, group_keys);
     v_ids := ARRAY(SELECT nextval('pgq.job_id') FROM generate_series(1, cardinality(payloads)));
     PERFORM pgq._add_jobs(v_ids, queue, payloads, task, priority, pgq._due(run_at, delay), max_attempts, group_keys, headers,
         after, on_dead);
@@ -2872,6 +2871,8 @@ COMMENT ON FUNCTION pgq.batch(bigint[], text, jsonb, text, int, int, jsonb) IS
 -- The lock lets others do the same and count, but not let the batch's job go.
 CREATE FUNCTION pgq.add_to_batch(id bigint, ids bigint[]) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+    SET jit = off
 AS $$
 BEGIN
     PERFORM pgq._require('id', id IS NOT NULL OR NULL, 'the id of a batch');
@@ -2912,6 +2913,7 @@ COMMENT ON COLUMN pgq.batch_state.pending IS 'How many have not ended, as far as
 
 CREATE FUNCTION pgq.batch_status(id bigint) RETURNS SETOF pgq.batch_state
     LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    SET enable_seqscan = off SET jit = off
 AS $$
 BEGIN
     PERFORM pgq._require('id', id IS NOT NULL OR NULL, 'the id of a batch');
@@ -2926,6 +2928,7 @@ COMMENT ON FUNCTION pgq.batch_status(bigint) IS
 
 CREATE FUNCTION pgq.waits_for(id bigint, n int DEFAULT 100) RETURNS SETOF bigint
     LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    SET enable_seqscan = off SET jit = off
 AS $$
 BEGIN
     PERFORM pgq._require('id', id IS NOT NULL OR NULL, 'the id of a job');
@@ -3128,7 +3131,7 @@ DECLARE
     v_from CONSTANT bigint := CASE WHEN everything THEN 0
         ELSE greatest(pg_sequence_last_value('pgq.looked_after'), v_first_id) END;
     -- Whether all that wait can be seen; see pgq._make_wait.
-    v_quiet CONSTANT boolean := pg_try_advisory_lock(pgq._task_key(6)) AND pg_advisory_unlock(pgq._task_key(6));
+    v_quiet CONSTANT boolean := NOT pgq._is_watched(pgq._task_key(6));
     v_to bigint;
     v_ids bigint[];
     v_first bigint[];
@@ -3602,7 +3605,8 @@ END;
 $$;
 COMMENT ON FUNCTION pgq.maintain() IS
     'Does what is due: pgq.promote, pgq.reap, pgq.rotate, the jobs of pgq.schedule, and those that waited for others. Call '
-    'it about once a second, from anywhere; workers do. Returns what was done; "more": true if it is worth calling again at once. Raises PQ003';
+    'it about once a second, from anywhere; workers do. Returns what was done; "more": true if it is worth calling again at '
+    'once. Raises PQ003';
 
 CREATE OR REPLACE FUNCTION pgq._running(known pg_snapshot) RETURNS xid8[]
     LANGUAGE plpgsql
@@ -4419,8 +4423,8 @@ END;
 $$;
 COMMENT ON FUNCTION pgq.purge_state(text, text) IS
     'Of a queue throws away what is in one state and returns how many: ready, parked, scheduled, waiting or retrying jobs are '
-    'cancelled, as by pgq.purge; dead: its dead letters, as by pgq.discard_where; archived: the ended attempts that are in the archive by '
-    'now. Raises PQ002, PQ003, 22023, 55P03 if another transaction does not end within five seconds';
+    'cancelled, as by pgq.purge; dead: its dead letters, as by pgq.discard_where; archived: the ended attempts that are in '
+    'the archive by now. Raises PQ002, PQ003, 22023, 55P03 if another transaction does not end within five seconds';
 
 CREATE OR REPLACE FUNCTION pgq.drop_queue(queue text, force boolean DEFAULT false) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -4534,8 +4538,8 @@ $$;
 COMMENT ON FUNCTION pgq.watch(text[]) IS
     'Registers this session as waiting for jobs of these queues, until pgq.unwatch or its end: enqueue then notifies channel '
     '"pgq", payload the queue''s name. LISTEN pgq first, watch, claim once more, then sleep. Returns when the next scheduled '
-    'or recurring job of these queues is due, or a rate lets the next one start. If nobody watches anew for a minute, producers stop looking: unwatch and watch '
-    'again before. Needs a session of its own: not for transaction pooling. Raises PQ002';
+    'or recurring job of these queues is due, or a rate lets the next one start. If nobody watches anew for a minute, '
+    'producers stop looking: unwatch and watch again before. Needs a session of its own: not for transaction pooling. Raises PQ002';
 
 CREATE FUNCTION pgq._clear_parked(queue_id int) RETURNS bigint
     LANGUAGE plpgsql
@@ -4679,7 +4683,8 @@ BEGIN
             g.id, g.home, g.enqueued_at, 1, g.max_attempts, g.task, g.payload, g.headers, g.history, g.group_key
         FROM gone g WHERE per_second IS NOT NULL OR g.waits
     ), again AS (
-        UPDATE pgq.dependent t SET given_up = false FROM gone g WHERE g.waits AND t.job_id = g.id
+        UPDATE pgq.dependent t SET given_up = false
+        WHERE t.job_id = ANY (ARRAY(SELECT g.id FROM gone g WHERE g.waits))
     )
     SELECT count(*), bool_or(g.waits) INTO v_count, v_waits FROM gone g;
     IF v_waits THEN
@@ -5469,7 +5474,7 @@ REVOKE ALL ON FUNCTION
     pgq._limited_until(pgq.queue), pgq._tidy_limits(), pgq._front(bigint), pgq._line(bigint), pgq._gate_key(int),
     pgq._new_lane(pgq.queue, int, bigint, text), pgq._clear_parked(int), pgq._attempts(int, bigint[], bigint[]),
     pgq._count(int, boolean),
-    pgq._check_payloads(jsonb[]),
+    pgq._check_payloads(jsonb[], text[]),
     pgq._add_jobs(bigint[], text, jsonb[], text, int, timestamptz, int, text[], jsonb, bigint[], text),
     pgq.enqueue_after(bigint[], text, jsonb, text, int, timestamptz, interval, int, text, text, jsonb, text),
     pgq.enqueue_many_after(bigint[], text, jsonb[], text, int, timestamptz, interval, int, text[], jsonb, text),

@@ -1047,6 +1047,28 @@ def test_with_a_pinned_snapshot_it_reads_no_more_than_there_is(db: Connection, c
     assert round(2) <= small + 5
 
 
+@pytest.mark.parametrize("analysed", [True, False], ids=["analysed", "never analysed"])
+def test_what_others_wait_for_is_not_read(db: Connection, analysed: bool) -> None:
+    db.execute("ALTER TABLE pgq.dependency SET (autovacuum_enabled = off)")
+    db.execute("ALTER TABLE pgq.dependent SET (autovacuum_enabled = off)")
+    made = enqueue(db, 3)
+    small = call(db, "batch", made[:1], "q")
+    if analysed:
+        db.execute("ANALYZE pgq.dependency, pgq.dependent")
+    after_many(db, 20_000, *made[1:2])
+    query = """
+        SELECT sum(seq_tup_read) + sum(idx_tup_fetch) FROM pg_stat_user_tables
+        WHERE relname IN ('dependent', 'dependency') AND schemaname = 'pgq'
+    """
+    flush_counts(db)
+    before = one(db, query)
+    call(db, "add_to_batch", small, made[2:])
+    assert progress(db, small) == (0, 0, 2)
+    assert rows(db, "waits_for", small) == [made[0], made[2]]
+    flush_counts(db)
+    assert one(db, query) - before < 50
+
+
 # What is refused -----------------------------------------------------------------------------------------------------
 
 

@@ -733,7 +733,8 @@ def test_schedules_survive_a_dump(
         create(db)
         schedule(db, "* * * * *", payload={"n": 1}, timezone="Asia/Kathmandu", catch_up="all")
         db.execute("UPDATE pgq.schedule SET next_at = next_at - interval '3 minutes'")
-        call(db, "maintain")
+        fired = call(db, "maintain")["fired"]
+        assert fired >= 3
         before = column(db, "SELECT s::text FROM pgq.schedule s")
     commands: list[list[str | Path]] = [
         [server.program("pg_dump"), "--format=custom", "-f", tmp_path / "dump", here],
@@ -744,7 +745,8 @@ def test_schedules_survive_a_dump(
         assert done.returncode == 0, done.stdout
     with psycopg.connect(there, autocommit=True) as db:
         assert column(db, "SELECT s::text FROM pgq.schedule s") == before
-        assert len(claim(db, 10)) == 3
-        Clock(db).advance(MINUTE)
+        assert len(claim(db, 10)) == fired
+        clock = Clock(db)
+        clock.advance(next_at(db) - clock.now() + SECOND)  # whatever the dump took
         assert call(db, "maintain")["fired"] == 1
         assert rows(db, "next_runs", "* * * * *", n=1)

@@ -137,6 +137,65 @@ def test_who_waits_for_long_is_told(
     eventually(lambda: listeners(db) == 0)
 
 
+def listener(db: psycopg.Connection[Any]) -> int:
+    """The process of the one session that is registered, or was."""
+    query = """
+        SELECT pid FROM pg_stat_activity
+        WHERE datname = current_database() AND query ~ 'watch_job|UNLISTEN' AND pid <> pg_backend_pid()
+    """
+    ((pid,),) = db.execute(query).fetchall()
+    return int(pid)
+
+
+@pytest.mark.direct("terminates a session")
+def test_the_connection_is_kept_for_the_next_wait(
+    face: Face, dsn: str, db: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wait_for_one() -> int:
+        pids: list[int] = []
+
+        def work() -> None:
+            with Client(dsn) as worker:
+                eventually(lambda: listeners(db) == 1)
+                pids.append(listener(db))
+                assert answer_one(worker)
+
+        job = face.enqueue("q", {"n": 1})
+        thread = threading.Thread(target=work)
+        thread.start()
+        assert face.wait(job).result == {"n": 1}
+        thread.join()
+        eventually(lambda: listeners(db) == 0)
+        assert listener(db) == pids[0]
+        return pids[0]
+
+    first = wait_for_one()
+    monkeypatch.setattr("pgqueue._vigil._PATIENCE", 3600.0)
+    assert wait_for_one() == first, "and it listens from the beginning"
+    monkeypatch.undo()
+    db.execute("SELECT pg_terminate_backend(%s, 10000)", [first])
+    assert wait_for_one() != first
+    face.close()
+    query = "SELECT FROM pg_stat_activity WHERE query ~ 'UNLISTEN' AND pid <> pg_backend_pid()"
+    eventually(lambda: db.execute(query).rowcount == 0)
+
+
+@pytest.mark.direct("listens")
+def test_a_commit_that_was_on_its_way_is_seen_soon(client: Client, db: psycopg.Connection[Any], dsn: str) -> None:
+    """Who had acknowledged before the watch, and commits after it, notifies nobody."""
+    for _ in range(2):  # by the second one the client has its connection
+        job = client.enqueue("q")
+        (claimed,) = client.claim("q")
+        with psycopg.connect(dsn) as worker, ThreadPoolExecutor(1) as pool:
+            worker.execute("SELECT pgq.ack(%s, %s)", [claimed.id, claimed.lease])
+            state = pool.submit(client.wait, job)
+            eventually(lambda: listeners(db) == 1)
+            worker.commit()
+            began = time.monotonic()
+            assert state.result(20) is not None
+            assert time.monotonic() - began < 0.9
+
+
 @pytest.mark.direct("listens")
 def test_no_more_than_four_connections_listen(client: Client, db: psycopg.Connection[Any]) -> None:
     jobs = client.enqueue_many("q", [1] * 10)

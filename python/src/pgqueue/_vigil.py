@@ -8,7 +8,7 @@ import time
 from contextlib import aclosing, closing, suppress
 from datetime import timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import psycopg
 
@@ -21,20 +21,58 @@ from pgqueue.exclusive import seconds
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+C = TypeVar("C", bound="psycopg.Connection[Any] | psycopg.AsyncConnection[Any]")
+
+_MOST_EARS = 4
 _PATIENCE = 0.05
 """Seconds of looking before a connection is opened, which costs about as much as a few looks."""
 _AGAIN = 20.0
 """Seconds after which the watch is renewed; it counts for a minute."""
 _PID = "SELECT pg_backend_pid()"
+_DEAF = "UNLISTEN *; SELECT pg_advisory_unlock_all()"
+"""What a connection that nobody reads from must have done, or the server would wait for it one day."""
 
 
-class _Vigil:
+class Ears(Generic[C]):
+    """The connections on which a client is told: four at most, and kept for the next wait."""
+
+    def __init__(self) -> None:
+        self._idle: list[C] = []
+        self._left = threading.Semaphore(_MOST_EARS)
+
+    def __bool__(self) -> bool:
+        """Whether one is there and idle."""
+        return bool(self._idle)
+
+    def take(self) -> C | None:
+        """Return an idle one, if there is one."""
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return None
+
+    def may_open(self) -> None:
+        """Count a new one, or raise if there are enough."""
+        if not self._left.acquire(blocking=False):
+            raise psycopg.NotSupportedError("so many connections of this client listen already")
+
+    def give_back(self, ear: C) -> None:
+        """Keep one that no longer listens."""
+        self._idle.append(ear)
+
+    def closed(self) -> None:
+        """Count one less."""
+        self._left.release()
+
+
+class _Vigil(Generic[C]):
     """What is the same with and without asyncio."""
 
-    def __init__(self, id: int, timeout: float | timedelta | None, dsn: str | None, ears: threading.Semaphore) -> None:
+    def __init__(self, id: int, timeout: float | timedelta | None, dsn: str | None, ears: Ears[C]) -> None:
         self._id = id
         self._dsn = dsn
         self._ears = ears
+        self._ear: C | None = None
         self._timeout = seconds(timeout)
         self._began = time.monotonic()
         self._watched_at = 0.0
@@ -55,22 +93,19 @@ class _Vigil:
 
     def _wants_to_be_told(self) -> bool:
         now = time.monotonic()
-        return self._dsn is not None and now - self._began > _PATIENCE and now - self._watched_at > _AGAIN
-
-    def _may_listen(self) -> None:
-        if not self._ears.acquire(blocking=False):
-            raise psycopg.NotSupportedError("so many connections of this client listen already")
+        if self._dsn is None or now - self._watched_at <= _AGAIN:
+            return False
+        return bool(self._ears) or now - self._began > _PATIENCE
 
     def _pause(self, told: bool) -> float:
         waited = time.monotonic() - self._began
-        pause = 1.0 if told else min(max(waited / 10, 0.002), 0.25)
+        # Who was about to commit the end of the job when the watch began, tells nobody. He will not be long.
+        pause = min(max(waited, 0.01), 1.0) if told else min(max(waited / 10, 0.002), 0.25)
         return pause if self._timeout is None else max(min(pause, self._timeout - waited), 0)
 
 
-class Vigil(_Vigil):
+class Vigil(_Vigil["psycopg.Connection[Any]"]):
     """Sleeps between two looks at a job, in a thread."""
-
-    _ear: psycopg.Connection[Any] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -78,16 +113,19 @@ class Vigil(_Vigil):
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._give_up()
+        self._give_back()
 
     def sleep(self) -> None:
         """Return when it is time to look again."""
         if self._wants_to_be_told():
+            known = bool(self._ear or self._ears)
             try:
                 self._listen()
                 return  # what came before the watch was not told
             except (psycopg.Error, PgqError):
-                self._give_up()
+                self._close()
+                if not known:
+                    self._dsn = None
         if self._ear is None:
             time.sleep(self._pause(told=False))
             return
@@ -97,38 +135,52 @@ class Vigil(_Vigil):
                     if notify.payload == str(self._id):
                         return
         except psycopg.OperationalError:
-            self._give_up()
+            self._close()
+            self._dsn = None
 
     def _listen(self) -> None:
-        assert self._dsn is not None
         if self._ear is None:
-            self._may_listen()
-            try:
-                self._ear = psycopg.connect(self._dsn, autocommit=True, prepare_threshold=None)
-            except BaseException:
-                self._ears.release()
-                raise
-            row = self._ear.execute(_PID).fetchone()
-            if row != (self._ear.info.backend_pid,):
-                raise psycopg.NotSupportedError("there is a pooler in between")
-            self._ear.execute("LISTEN pgq_job")
+            self._ear = self._ears.take() or self._open()
+        self._ear.execute("LISTEN pgq_job", prepare=False)
         with translated():
-            if not execute(self._ear, _calls.watch_job(self._id)):
-                raise psycopg.NotSupportedError("the queue does not notify")
-        self._watched_at = time.monotonic()
+            if execute(self._ear, _calls.watch_job(self._id)):
+                self._watched_at = time.monotonic()
+            else:  # the queue does not notify
+                self._dsn = None
+                self._give_back()
 
-    def _give_up(self) -> None:
-        self._dsn = None
+    def _open(self) -> psycopg.Connection[Any]:
+        assert self._dsn is not None
+        self._ears.may_open()
+        try:
+            ear = psycopg.connect(self._dsn, autocommit=True)
+            if ear.execute(_PID, prepare=False).fetchone() != (ear.info.backend_pid,):
+                ear.close()
+                raise psycopg.NotSupportedError("there is a pooler in between")
+        except BaseException:
+            self._ears.closed()
+            raise
+        return ear
+
+    def _give_back(self) -> None:
+        if self._ear is not None:
+            try:
+                self._ear.execute(_DEAF, prepare=False)
+            except psycopg.Error:
+                self._close()
+            else:
+                self._ears.give_back(self._ear)
+                self._ear = None
+
+    def _close(self) -> None:
         ear, self._ear = self._ear, None
         if ear is not None:
-            self._ears.release()
+            self._ears.closed()
             ear.close()
 
 
-class AsyncVigil(_Vigil):
+class AsyncVigil(_Vigil["psycopg.AsyncConnection[Any]"]):
     """Sleeps between two looks at a job, in a task."""
-
-    _ear: psycopg.AsyncConnection[Any] | None = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -136,16 +188,22 @@ class AsyncVigil(_Vigil):
     async def __aexit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._give_up()
+        if isinstance(value, asyncio.CancelledError):
+            await self._close()  # no time for an answer
+        else:
+            await self._give_back()
 
     async def sleep(self) -> None:
         """Return when it is time to look again."""
         if self._wants_to_be_told():
+            known = bool(self._ear or self._ears)
             try:
                 await self._listen()
                 return
             except (psycopg.Error, PgqError):
-                await self._give_up()
+                await self._close()
+                if not known:
+                    self._dsn = None
         if self._ear is None:
             await asyncio.sleep(self._pause(told=False))
             return
@@ -155,30 +213,46 @@ class AsyncVigil(_Vigil):
                     if notify.payload == str(self._id):
                         return
         except psycopg.OperationalError:
-            await self._give_up()
+            await self._close()
+            self._dsn = None
 
     async def _listen(self) -> None:
-        assert self._dsn is not None
         if self._ear is None:
-            self._may_listen()
-            try:
-                self._ear = await psycopg.AsyncConnection.connect(self._dsn, autocommit=True, prepare_threshold=None)
-            except BaseException:
-                self._ears.release()
-                raise
-            row = await (await self._ear.execute(_PID)).fetchone()
-            if row != (self._ear.info.backend_pid,):
-                raise psycopg.NotSupportedError("there is a pooler in between")
-            await self._ear.execute("LISTEN pgq_job")
+            self._ear = self._ears.take() or await self._open()
+        await self._ear.execute("LISTEN pgq_job", prepare=False)
         with translated():
-            if not await async_execute(self._ear, _calls.watch_job(self._id)):
-                raise psycopg.NotSupportedError("the queue does not notify")
-        self._watched_at = time.monotonic()
+            if await async_execute(self._ear, _calls.watch_job(self._id)):
+                self._watched_at = time.monotonic()
+            else:  # the queue does not notify
+                self._dsn = None
+                await self._give_back()
 
-    async def _give_up(self) -> None:
-        self._dsn = None
+    async def _open(self) -> psycopg.AsyncConnection[Any]:
+        assert self._dsn is not None
+        self._ears.may_open()
+        try:
+            ear = await psycopg.AsyncConnection.connect(self._dsn, autocommit=True)
+            if await (await ear.execute(_PID, prepare=False)).fetchone() != (ear.info.backend_pid,):
+                await ear.close()
+                raise psycopg.NotSupportedError("there is a pooler in between")
+        except BaseException:
+            self._ears.closed()
+            raise
+        return ear
+
+    async def _give_back(self) -> None:
+        if self._ear is not None:
+            try:
+                await self._ear.execute(_DEAF, prepare=False)
+            except psycopg.Error:
+                await self._close()
+            else:
+                self._ears.give_back(self._ear)
+                self._ear = None
+
+    async def _close(self) -> None:
         ear, self._ear = self._ear, None
         if ear is not None:
-            self._ears.release()
+            self._ears.closed()
             with suppress(psycopg.Error):
                 await ear.close()

@@ -28,7 +28,7 @@ from pgqueue._calls import (
     QueueStat,
 )
 from pgqueue._execute import async_execute, execute
-from pgqueue._vigil import AsyncVigil, Vigil
+from pgqueue._vigil import AsyncVigil, Ears, Vigil
 from pgqueue.errors import translated
 from pgqueue.exclusive import AsyncExclusive, Exclusive
 
@@ -89,7 +89,7 @@ class _Settings:
             "kwargs": {"autocommit": True, "prepare_threshold": prepare_threshold},
         }
         self._connection: Any = None
-        self._ears = threading.Semaphore(4)
+        self._ears: Ears[Any] = Ears()
 
     def _dsn(self) -> str:
         if self._connection is not None:
@@ -141,11 +141,14 @@ class Client(_Settings):
         self.close()
 
     def close(self) -> None:
-        """Close the pool. A caller's connection stays open."""
+        """Close the pool, and what ``wait`` has opened. A caller's connection stays open."""
         with self._lock:
             pool, self._pool = self._pool, None
         if pool is not None:
             pool.close()
+        while ear := self._ears.take():
+            self._ears.closed()
+            ear.close()
 
     def _open_pool(self) -> Any:
         with self._lock:
@@ -172,9 +175,10 @@ class Client(_Settings):
         """Wait until a job is done, dead or cancelled; retries are waited for.
 
         At first it looks again and again. If that takes longer than 50 ms, it opens a connection of its own, on which
-        it is told when the job has ended, and looks itself only once a second. Where that is not possible (the client
-        has a caller's connection, four waits have one already, there is a pooler in between, or no connection left), it
-        goes on looking, four times a second at least.
+        it is told when the job has ended, and looks itself ever more rarely. The client keeps this connection, and the
+        next wait is told from the beginning. Where that is not possible (the client has a caller's connection, four
+        waits have one already, there is a pooler in between, or no connection left), it goes on looking, four times a
+        second at least.
 
         Args:
             id: the job. It must be committed.
@@ -312,11 +316,14 @@ class AsyncClient(_Settings):
         await self.close()
 
     async def close(self) -> None:
-        """Close the pool. A caller's connection stays open."""
+        """Close the pool, and what ``wait`` has opened. A caller's connection stays open."""
         async with self._lock:
             pool, self._pool = self._pool, None
         if pool is not None:
             await pool.close()
+        while ear := self._ears.take():
+            self._ears.closed()
+            await ear.close()
 
     async def _open_pool(self) -> Any:
         async with self._lock:

@@ -344,6 +344,26 @@ COMMENT ON FUNCTION pgq.cancel_requested(bigint[]) IS
     'Which running jobs under these leases are asked to stop (pgq.cancel). Ask when extending them. A job that is stopped '
     'is settled as any other: rejected or released, it ends as cancelled; acknowledged, it is done. Raises 22004';
 
+-- The request that _fail looks for is made here, and gone with it.
+CREATE FUNCTION pgq.cancel_claimed(id bigint, lease bigint, reason text DEFAULT NULL) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    SET enable_seqscan = off SET enable_bitmapscan = off
+    SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off
+AS $$
+BEGIN
+    INSERT INTO pgq.cancel_request (id, at)
+    SELECT a.id, pgq._now() FROM pgq._attempts(ARRAY[id], ARRAY[lease]) a
+    ON CONFLICT DO NOTHING;
+    PERFORM pgq._fail(ARRAY[id], ARRAY[lease], ARRAY[reason], NULL, false, false);
+    IF NOT FOUND THEN
+        PERFORM pgq._lost(id, lease);
+    END IF;
+END;
+$$;
+COMMENT ON FUNCTION pgq.cancel_claimed(bigint, bigint, text) IS
+    'Ends a claimed job as cancelled, with this reason as its error: there is neither another attempt nor a dead letter. '
+    'Raises PQ001 if the lease is lost';
+
 -- What was acknowledged leaves its request behind, and what came back unseen is cancelled here.
 CREATE FUNCTION pgq._pursue() RETURNS void
     LANGUAGE plpgsql SET lock_timeout = '50ms'

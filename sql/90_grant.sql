@@ -50,8 +50,8 @@ AS $$
 BEGIN
     PERFORM pgq._grant(role, '{
         pgq.claim, pgq.ack, pgq.ack_many, pgq.reject, pgq.reject_many, pgq.extend, pgq.extend_many, pgq.release, pgq.snooze,
-        pgq.snooze_many, pgq.cancel_requested, pgq.progress, pgq.watch, pgq.unwatch, pgq.maintain, pgq.promote, pgq.reap,
-        pgq.rotate, pgq.try_exclusive, pgq.exclusive_holder, pgq.version,
+        pgq.snooze_many, pgq.cancel_requested, pgq.cancel_claimed, pgq.progress, pgq.watch, pgq.unwatch, pgq.maintain,
+        pgq.promote, pgq.reap, pgq.rotate, pgq.try_exclusive, pgq.exclusive_holder, pgq.version,
         pgq.work, pgq._outside_of_a_transaction_block, pgq._handler, pgq._nap, pgq._now
     }');
 END;

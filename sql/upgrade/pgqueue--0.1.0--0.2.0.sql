@@ -1794,6 +1794,26 @@ COMMENT ON FUNCTION pgq.cancel_requested(bigint[]) IS
     'Which running jobs under these leases are asked to stop (pgq.cancel). Ask when extending them. A job that is stopped '
     'is settled as any other: rejected or released, it ends as cancelled; acknowledged, it is done. Raises 22004';
 
+-- The request that _fail looks for is made here, and gone with it.
+CREATE FUNCTION pgq.cancel_claimed(id bigint, lease bigint, reason text DEFAULT NULL) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    SET enable_seqscan = off SET enable_bitmapscan = off
+    SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off
+AS $$
+BEGIN
+    INSERT INTO pgq.cancel_request (id, at)
+    SELECT a.id, pgq._now() FROM pgq._attempts(ARRAY[id], ARRAY[lease]) a
+    ON CONFLICT DO NOTHING;
+    PERFORM pgq._fail(ARRAY[id], ARRAY[lease], ARRAY[reason], NULL, false, false);
+    IF NOT FOUND THEN
+        PERFORM pgq._lost(id, lease);
+    END IF;
+END;
+$$;
+COMMENT ON FUNCTION pgq.cancel_claimed(bigint, bigint, text) IS
+    'Ends a claimed job as cancelled, with this reason as its error: there is neither another attempt nor a dead letter. '
+    'Raises PQ001 if the lease is lost';
+
 CREATE FUNCTION pgq._pursue() RETURNS void
     LANGUAGE plpgsql SET lock_timeout = '50ms'
     SET enable_seqscan = off SET enable_bitmapscan = off
@@ -5422,8 +5442,8 @@ AS $$
 BEGIN
     PERFORM pgq._grant(role, '{
         pgq.claim, pgq.ack, pgq.ack_many, pgq.reject, pgq.reject_many, pgq.extend, pgq.extend_many, pgq.release, pgq.snooze,
-        pgq.snooze_many, pgq.cancel_requested, pgq.progress, pgq.watch, pgq.unwatch, pgq.maintain, pgq.promote, pgq.reap,
-        pgq.rotate, pgq.try_exclusive, pgq.exclusive_holder, pgq.version,
+        pgq.snooze_many, pgq.cancel_requested, pgq.cancel_claimed, pgq.progress, pgq.watch, pgq.unwatch, pgq.maintain,
+        pgq.promote, pgq.reap, pgq.rotate, pgq.try_exclusive, pgq.exclusive_holder, pgq.version,
         pgq.work, pgq._outside_of_a_transaction_block, pgq._handler, pgq._nap, pgq._now
     }');
 END;
@@ -5502,7 +5522,8 @@ REVOKE ALL ON FUNCTION
     pgq.snooze_many(bigint[], bigint[], interval), pgq._filled(), pgq._lock_lane(int, bigint),
     pgq._withdraw_job(bigint, pgq.outcome_kind), pgq._withdraw_waiting(bigint),
     pgq._cancel_waiting(bigint[]), pgq._cancel(bigint),
-    pgq.cancel_many(text, text, boolean), pgq.cancel_requested(bigint[]), pgq._pursue(),
+    pgq.cancel_many(text, text, boolean), pgq.cancel_requested(bigint[]), pgq.cancel_claimed(bigint, bigint, text),
+    pgq._pursue(),
     pgq.reschedule(bigint, timestamptz), pgq.set_priority(bigint, int), pgq._handler(text), pgq._nap(interval),
     pgq._bad_cron(text, text, text, text), pgq._cron_field(text, text, int, int, int),
     pgq._cron_value(text, int, int, text[]), pgq._read_cron(text), pgq._cron_time(pgq.cron, int),

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pgqueue import App, Client, Job
+from pgqueue.app import Handle
 from pgqueue.worker.run import arguments
 from pgqueue.worker.slots import Item, Slots
 from tests.python.conftest import Running
@@ -64,7 +65,7 @@ def test_what_was_claimed_and_has_not_started_is_taken_back(app: App) -> None:
     slots.put([first, second, third])
     assert slots.take(False, None) == first
     assert slots.cancel([1, 3]) == [third]
-    given = arguments(first._replace(task=app.task("see", queue="q")(see)), slots.cancelled)["job"]
+    given = arguments(first._replace(task=app.task("see", queue="q")(see)), Handle(app, slots.cancelled))["job"]
     assert given.cancelled
     assert slots.take(False, first) == second
     assert slots.cancel([]) == []

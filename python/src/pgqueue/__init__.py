@@ -40,6 +40,14 @@ _HOMES = {
     "QueueNotFound": "errors",
     "SchemaMissing": "errors",
     "VersionMismatch": "errors",
+    "ACK": "outcomes",
+    "REJECT": "outcomes",
+    "Cancel": "outcomes",
+    "Outcome": "outcomes",
+    "Reject": "outcomes",
+    "Retry": "outcomes",
+    "Snooze": "outcomes",
+    "TimedOut": "outcomes",
     "Worker": "worker",
 }
 
@@ -75,13 +83,17 @@ if TYPE_CHECKING:
         VersionMismatch,
     )
     from pgqueue.exclusive import AsyncExclusive, Exclusive, ExclusiveLost
+    from pgqueue.outcomes import ACK, REJECT, Cancel, Outcome, Reject, Retry, Snooze, TimedOut
     from pgqueue.worker import Worker
 
 __all__ = [
+    "ACK",
+    "REJECT",
     "App",
     "AsyncClient",
     "AsyncExclusive",
     "BatchState",
+    "Cancel",
     "ClaimedJob",
     "Client",
     "DeadLetter",
@@ -99,6 +111,7 @@ __all__ = [
     "NotReadCommitted",
     "NotWaiting",
     "NullArgument",
+    "Outcome",
     "PayloadRejected",
     "PermissionDenied",
     "PgqError",
@@ -106,8 +119,12 @@ __all__ = [
     "QueueNotEmpty",
     "QueueNotFound",
     "QueueStat",
+    "Reject",
+    "Retry",
     "SchemaMissing",
+    "Snooze",
     "Task",
+    "TimedOut",
     "VersionMismatch",
     "Worker",
     "__version__",

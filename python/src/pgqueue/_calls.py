@@ -335,6 +335,7 @@ _ARGUMENTS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "queue": _TEXT,
     "queues": _TEXTS,
     "rate": _INT,
+    "reason": _TEXT,
     "rate_period": _DURATION,
     "result": _JSONB,
     "results": ("text[]::jsonb[]", lambda values: None if values is None else list(map(_json, values))),
@@ -888,6 +889,25 @@ def cancel_requested(leases: Iterable[int], *, connection: AnyConnection | None 
         []
     """
     return _call(cancel_requested, locals(), _values)
+
+
+def cancel_claimed(
+    id: int, lease: int, reason: str | None = None, *, connection: AnyConnection | None = None
+) -> Call[None]:
+    """End an attempt, and the job with it, as cancelled: nobody wants it any more.
+
+    Args:
+        id: the job.
+        lease: the lease it was claimed under.
+        reason: for people.
+
+    Raises:
+        LeaseLost: the job is no longer yours, and nothing was changed.
+
+    Example:
+        >>> client.cancel_claimed(job.id, job.lease, "the order was withdrawn")
+    """
+    return _call(cancel_claimed, locals(), _nothing)
 
 
 def reschedule(id: int, run_at: datetime, *, connection: AnyConnection | None = None) -> Call[bool]:

@@ -10,16 +10,34 @@ import threading
 import weakref
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, get_type_hints, overload
 
 from pgqueue._calls import AnyConnection, ClaimedJob, Interval, Json
+from pgqueue.outcomes import RetryPolicy, checked
 
 if TYPE_CHECKING:
+    import psycopg
+
     from pgqueue.client import AsyncClient, Client
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Handle:
+    """How a job reaches the worker that runs it.
+
+    Attributes:
+        app: whose clients are used.
+        cancelled: the jobs that are asked to stop, now and later.
+        settled: id and lease of the jobs that their handlers have settled themselves.
+    """
+
+    app: App
+    cancelled: Container[int] = ()
+    settled: set[tuple[int, int]] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
@@ -36,6 +54,7 @@ class Job:
         max_attempts: after so many the job is a dead letter.
         headers: what travels with the job, or None.
         enqueued_at: when it was enqueued.
+        deadline: when its handler is ended, if the task has a ``timeout``.
     """
 
     id: int
@@ -47,7 +66,8 @@ class Job:
     max_attempts: int
     headers: Json
     enqueued_at: datetime
-    _cancelled: Container[int] = field(default=(), repr=False, compare=False)
+    deadline: datetime | None = None
+    _handle: Handle | None = field(default=None, repr=False, compare=False)
 
     @property
     def cancelled(self) -> bool:
@@ -55,7 +75,69 @@ class Job:
 
         A handler that stops and raises ends the job as cancelled; one that returns ends it as done.
         """
-        return self.id in self._cancelled
+        return self._handle is not None and self.id in self._handle.cancelled
+
+    def extend(self, lease_for: Interval | None = None) -> datetime:
+        """Extend the lease, beyond what the worker does by itself; see :meth:`pgqueue.Client.extend`.
+
+        It is shared with jobs that were claimed together with this one.
+        """
+        return self._app.client.extend(self.lease, lease_for=lease_for)
+
+    async def extend_async(self, lease_for: Interval | None = None) -> datetime:
+        """Extend the lease, in a coroutine; as :meth:`extend`."""
+        return await self._app.async_client.extend(self.lease, lease_for=lease_for)
+
+    def progress(self, value: Json) -> bool:
+        """Tell how far the job is; see :meth:`pgqueue.Client.progress`.
+
+        Example:
+            >>> job.progress({"done": 3, "of": 4})
+            True
+        """
+        return self._app.client.progress(self.id, self.lease, value)
+
+    async def progress_async(self, value: Json) -> bool:
+        """Tell how far the job is, in a coroutine; as :meth:`progress`."""
+        return await self._app.async_client.progress(self.id, self.lease, value)
+
+    def ack(self, result: Json = None, *, connection: psycopg.Connection[Any] | psycopg.Cursor[Any]) -> None:
+        """Acknowledge the job in the handler's own transaction: what it writes there takes effect exactly once.
+
+        The worker leaves the job alone then. Whatever rolls the transaction back takes the acknowledgement along: if
+        the handler raises, the job is tried again after its backoff; if it just returns, when the lease has expired.
+
+        Args:
+            result: kept with the job, instead of what the handler returns.
+            connection: of the transaction. Commit it before the handler returns.
+
+        Raises:
+            LeaseLost: the job is no longer yours. Do not commit.
+
+        Example:
+            >>> with psycopg.connect(dsn) as connection:
+            ...     connection.execute("UPDATE account SET balance = balance - 10 WHERE id = 7")
+            ...     job.ack(connection=connection)
+        """
+        self._app.client.ack(self.id, self.lease, result, connection=connection)
+        self._settled()
+
+    async def ack_async(
+        self, result: Json = None, *, connection: psycopg.AsyncConnection[Any] | psycopg.AsyncCursor[Any]
+    ) -> None:
+        """Acknowledge the job in the transaction of a coroutine; as :meth:`ack`."""
+        await self._app.async_client.ack(self.id, self.lease, result, connection=connection)
+        self._settled()
+
+    @property
+    def _app(self) -> App:
+        if self._handle is None:
+            raise RuntimeError("no worker runs this job: call the method of the client")
+        return self._handle.app
+
+    def _settled(self) -> None:
+        if self._handle is not None:
+            self._handle.settled.add((self.id, self.lease))
 
     @classmethod
     def of(cls, claimed: ClaimedJob) -> Job:
@@ -90,6 +172,15 @@ class Options:
     connection: AnyConnection | None = None
 
 
+@dataclass(frozen=True)
+class Limits:
+    """How the jobs of a task are run; see the arguments of :meth:`App.task`."""
+
+    retry: RetryPolicy | None = None
+    timeout: float | None = None
+    """In seconds"""
+
+
 class Task(Generic[P, R]):
     """A function that can be enqueued. Calling it runs the function here and now, as if it were no task.
 
@@ -99,13 +190,15 @@ class Task(Generic[P, R]):
         name: what jobs call it; the link between an enqueued job and the code, so keep it stable.
         queue: where its jobs go.
         is_async: whether the function is a coroutine function.
+        limits: how it is run.
     """
 
-    def __init__(self, app: App, function: Callable[..., R], name: str, options: Options) -> None:
+    def __init__(self, app: App, function: Callable[..., R], name: str, options: Options, limits: Limits) -> None:
         self.app = app
         self.function = function
         self.name = name
         self.options = options
+        self.limits = limits
         self.is_async = inspect.iscoroutinefunction(function)
         self.job_parameter, self._signature = _inspect(function)
         functools.update_wrapper(self, function)
@@ -161,7 +254,7 @@ class Task(Generic[P, R]):
             "connection": connection,
         }
         changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-        return Task(self.app, self.function, self.name, replace(self.options, **changes))
+        return Task(self.app, self.function, self.name, replace(self.options, **changes), self.limits)
 
     @overload
     def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> int: ...
@@ -322,6 +415,8 @@ class App:
         queue: str = "default",
         priority: int | None = None,
         max_attempts: int | None = None,
+        retry: RetryPolicy | None = None,
+        timeout: float | timedelta | None = None,
     ) -> _Decorator:
         """Make a function a task.
 
@@ -334,16 +429,27 @@ class App:
             queue: where its jobs go. The queue must exist.
             priority: -100 to 100, lower runs first.
             max_attempts: how often a job is tried before it is a dead letter; the queue's setting if left out.
+            retry: when a failed job is tried again, as far as its attempts allow. A delay (timedelta, seconds, or
+                text); delays for the first failure, the second, and so on, of which the last is repeated; a function of
+                the number of the attempt and the exception that returns a delay, None (the queue's backoff) or False;
+                False: not at all. The queue's backoff if left out.
+            timeout: how long an attempt may run (timedelta or seconds). After that :class:`pgqueue.TimedOut` is raised
+                in a function, and a coroutine is cancelled. If it does not end within a second all the same, the job is
+                taken from it and tried again as after any failure, by another worker perhaps.
 
         Raises:
-            ValueError: there is already a task of this name.
+            ValueError: there is already a task of this name, or the timeout is not positive.
             TypeError: the function has parameters that a payload cannot fill (``*args``, positional-only).
 
         Example:
             >>> @app.task("send", queue="mail")
             ... async def send(job: Job, to: str) -> None: ...
         """
-        return _Decorator(self, name, Options(queue, priority=priority, max_attempts=max_attempts))
+        seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+        if seconds is not None and not seconds > 0:
+            raise ValueError(f"a timeout is positive, and not {timeout}")
+        options = Options(queue, priority=priority, max_attempts=max_attempts)
+        return _Decorator(self, name, options, Limits(checked(retry), seconds))
 
 
 @dataclass(frozen=True)
@@ -353,6 +459,7 @@ class _Decorator:
     app: App
     name: str | None
     options: Options
+    limits: Limits
 
     @overload
     def __call__(self, function: Callable[Concatenate[Job, P], R]) -> Task[P, R]: ...
@@ -362,7 +469,7 @@ class _Decorator:
         name = self.name or f"{function.__module__}.{function.__qualname__}"
         if name in self.app.tasks:
             raise ValueError(f"there is already a task named {name!r}")
-        task: Task[..., Any] = Task(self.app, function, name, self.options)
+        task: Task[..., Any] = Task(self.app, function, name, self.options, self.limits)
         self.app.tasks[name] = task
         return task
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable
 from time import monotonic
 
 import psycopg
 
 from pgqueue import _calls
-from pgqueue._calls import Interval
-from pgqueue.errors import PgqError
+from pgqueue._calls import HeldJob, Interval
+from pgqueue.errors import LeaseLost, PgqError
 from pgqueue.worker.leases import Leases
 from pgqueue.worker.link import Link, is_transient
 from pgqueue.worker.wake import Wake
@@ -48,6 +49,7 @@ class Heartbeat:
         self._lease_for = lease_for
         self._lost = lost
         self._cancelled = cancelled
+        self._overdue: deque[tuple[HeldJob, str]] = deque()
         self._stopping = False
         self._wake: Wake | None = None
         self._thread = threading.Thread(target=self._main, name="pgq-heartbeat", daemon=True)
@@ -55,6 +57,12 @@ class Heartbeat:
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
+
+    def reject(self, job: HeldJob, error: str) -> None:
+        """Take a job from its handler, which may be blocking the event loop of all others. From any thread."""
+        self._overdue.append((job, error))
+        if self._wake is not None:
+            self._wake.set()
 
     async def stop(self) -> None:
         """End the thread and close the connection."""
@@ -74,6 +82,8 @@ class Heartbeat:
                 due, seconds = self._leases.due(monotonic())
                 if due:
                     seconds = await self._extend(due)
+                if self._overdue:
+                    seconds = min(seconds, await self._reject())
                 await self._wake.wait(seconds)
         finally:
             await self._link.close()
@@ -94,6 +104,22 @@ class Heartbeat:
             self._lost(lost)
         await self._ask(due)
         return 0
+
+    async def _reject(self) -> float:
+        """Reject what does not end; returns after how many seconds to try again."""
+        while self._overdue:
+            job, error = self._overdue[0]
+            try:
+                await self._link.call(_calls.reject(job.id, job.lease, error))
+            except LeaseLost:
+                log.info("job %s had lost its lease before its timeout", job.id)
+            except psycopg.Error as problem:
+                if is_transient(problem):
+                    return self._link.pause
+                log.error("job %s cannot be rejected, its lease will expire: %s", job.id, str(problem).strip())
+            self._overdue.popleft()
+            self._leases.drop([job])
+        return float("inf")
 
     async def _ask(self, leases: list[int]) -> None:
         """Find out which jobs are to stop. If that fails, they are extended all the same."""

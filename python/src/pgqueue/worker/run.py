@@ -7,14 +7,18 @@ import contextvars
 import logging
 import threading
 import traceback
-from collections.abc import Container, Mapping
-from time import perf_counter
-from typing import Any
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta, timezone
+from time import monotonic, perf_counter
+from typing import Any, Literal
 
-from pgqueue._calls import HeldJob, JsonText, to_json
-from pgqueue.app import Job, Task
+from pgqueue import _calls
+from pgqueue._calls import HeldJob, Interval, JsonText, to_json
+from pgqueue.app import App, Handle, Job, Task
+from pgqueue.outcomes import REJECT, Cancel, Outcome, Reject, Retry, Snooze, TimedOut, Verdict, retry_in
 from pgqueue.worker.settle import Settler
 from pgqueue.worker.slots import Item, Slots
+from pgqueue.worker.timeouts import Timeouts
 from pgqueue.worker.wake import Wake
 
 log = logging.getLogger("pgqueue.worker")
@@ -28,12 +32,16 @@ class Runner:
     """Runs the jobs of the slots, and tells the settler what became of them.
 
     Args:
+        app: whose tasks they are.
         concurrency: how many jobs run at the same time.
         settler: takes results and errors.
         wake: set when the slots run low, see :class:`Slots`; the fetcher waits for it.
+        overdue: called with a job that does not end after its timeout, and its error; from any thread.
     """
 
-    def __init__(self, concurrency: int, settler: Settler, wake: Wake) -> None:
+    def __init__(
+        self, app: App, concurrency: int, settler: Settler, wake: Wake, overdue: Callable[[HeldJob, str], object]
+    ) -> None:
         self.slots = Slots(concurrency, start_async=self._start_async, start_sync=self._start_sync, low=wake.set)
         self._wake = wake
         self._loop_thread = threading.get_ident()
@@ -43,6 +51,11 @@ class Runner:
         self._coroutines: set[asyncio.Task[None]] = set()
         self._threads: list[threading.Thread] = []
         self._stopping = False
+        self._handle = Handle(app, self.slots.cancelled)
+        self._settled = self._handle.settled
+        self._timeouts = Timeouts(self._give_up)
+        self._overdue = overdue
+        self._given_up: set[int] = set()
 
     def _start_async(self, count: int) -> None:
         if threading.get_ident() != self._loop_thread:
@@ -61,13 +74,16 @@ class Runner:
 
     async def _run_coroutines(self) -> None:
         """Run jobs until there is none left for a coroutine."""
-        take, cancelled = self.slots.take, self.slots.cancelled
+        take, handle = self.slots.take, self._handle
         item = take(True, None)
         until = perf_counter() + SLICE
         try:
             while item is not None:
                 try:
-                    result = await item.task.function(**arguments(item, cancelled))
+                    if item.task.limits.timeout is None:
+                        result = await item.task.function(**arguments(item, handle))
+                    else:
+                        result = await self._await_in_time(item, item.task.limits.timeout)
                 except BaseException as error:
                     if self._stopping and isinstance(error, asyncio.CancelledError):
                         return  # whoever stopped it releases the job
@@ -83,21 +99,64 @@ class Runner:
 
     def _run_functions(self) -> None:
         """Run jobs until the slots are closed; the main function of a thread."""
-        take, cancelled = self.slots.take_blocking, self.slots.cancelled
+        take, handle = self.slots.take_blocking, self._handle
         copy_context = contextvars.copy_context
         item = take(None)
         while item is not None:
             try:
-                result = copy_context().run(item.task.function, **arguments(item, cancelled))
+                if item.task.limits.timeout is None:
+                    result = copy_context().run(item.task.function, **arguments(item, handle))
+                else:
+                    result = self._run_in_time(item, item.task.limits.timeout)
             except BaseException as error:
                 self._failed(item, error)
             else:
                 self._finished(item, result)
             item = take(item)
 
+    async def _await_in_time(self, item: Item, timeout: float) -> Any:
+        began = monotonic()
+        self._timeouts.add(item, timeout, in_thread=False)
+        try:
+            return await asyncio.wait_for(item.task.function(**arguments(item, self._handle)), timeout)
+        except asyncio.TimeoutError as error:
+            if monotonic() - began < timeout:
+                raise
+            raise TimedOut(f"after {timeout:g} seconds") from error
+        finally:
+            self._timeouts.remove(item)
+
+    def _run_in_time(self, item: Item, timeout: float) -> Any:
+        try:
+            try:
+                self._timeouts.add(item, timeout, in_thread=True)
+                return contextvars.copy_context().run(item.task.function, **arguments(item, self._handle))
+            finally:
+                self._timeouts.remove(item)
+        except TimedOut as error:
+            self._timeouts.remove(item)  # it may have come in the midst of the line above
+            if not error.args:
+                error.args = (f"after {timeout:g} seconds",)
+            raise
+
+    def _give_up(self, item: Item) -> None:
+        """Take a job from a handler that does not end. Whatever it comes back with is of no interest."""
+        self._given_up.add(id(item))
+        timeout = item.task.limits.timeout
+        log.error("job %s (%s) does not end after its timeout of %g seconds", item.job.id, item.job.task, timeout)
+        self._overdue(item.job, f"TimedOut: after {timeout:g} seconds, and its handler does not end")
+
     def _finished(self, item: Item, result: Any) -> None:
+        if self._is_settled(item):
+            return
         if result is None:
             self._settler.ack(item.job, None)
+            return
+        if type(result) is Verdict:
+            if result is REJECT:
+                self._failed(item, Reject("the handler has returned REJECT"))
+            else:
+                self._settler.ack(item.job, None)
             return
         try:
             text = JsonText(to_json(result))
@@ -106,13 +165,51 @@ class Runner:
         else:
             self._settler.ack(item.job, text)
 
+    def _is_settled(self, item: Item) -> bool:
+        """Whether nothing is left to say about a job whose handler has ended."""
+        if self._given_up and id(item) in self._given_up:
+            self._given_up.discard(id(item))
+            return True
+        key = (item.job.id, item.job.lease)
+        if self._settled and key in self._settled:
+            self._settled.discard(key)
+            self._settler.forget(item.job)
+            return True
+        return False
+
     def _failed(self, item: Item, error: BaseException) -> None:
         job = item.job
+        if id(item) in self._given_up:
+            self._given_up.discard(id(item))
+            return
+        self._settled.discard((job.id, job.lease))
+        try:
+            self._settle(item, error)
+        except Exception as problem:  # a delay that is none
+            self._settler.reject(job, describe(problem))
+
+    def _settle(self, item: Item, error: BaseException) -> None:
+        job = item.job
+        if isinstance(error, Snooze):
+            log.info("job %s (%s) is %s", job.id, job.task, error)
+            self._settler.settle(job, _calls.snooze(job.id, job.lease, error.delay), "snoozed")
+            return
+        text = describe(error)
+        if isinstance(error, Cancel):
+            log.info("job %s (%s) is cancelled: %s", job.id, job.task, error)
+            self._settler.settle(job, _calls.cancel_claimed(job.id, job.lease, text), "cancelled")
+            return
         log.warning(
             "job %s (%s) failed in attempt %s of %s: %s: %s",
             job.id, job.task, job.attempt, job.max_attempts, type(error).__name__, error,
         )  # fmt: skip
-        self._settler.reject(job, describe(error))
+        again = _again(item, error)
+        if again is None:
+            self._settler.reject(job, text)
+        elif again is False:
+            self._settler.settle(job, _calls.reject(job.id, job.lease, text, retry=False), "rejected")
+        else:
+            self._settler.settle(job, _calls.reject(job.id, job.lease, text, retry_in=again), "rejected")
 
     def cancel(self, ids: list[int]) -> None:
         """Ask jobs to stop; those that have not started do not. From any thread."""
@@ -145,15 +242,29 @@ class Runner:
         if self._coroutines:
             await asyncio.wait(self._coroutines, timeout=1)
         self.slots.close()
+        self._timeouts.stop()
         return [item.job for item in tuple(self.slots.running.values())]
 
 
-def arguments(item: Item, cancelled: Container[int] = ()) -> dict[str, Any]:
+def _again(item: Item, error: BaseException) -> Interval | Literal[False] | None:
+    """Return when to try again after a failure, as :func:`retry_in` does."""
+    if isinstance(error, Reject) and error.final:
+        return False
+    if isinstance(error, Retry) and error.in_ is not None:
+        return error.in_
+    try:
+        return retry_in(item.task.limits.retry, item.job.attempt, error)
+    except Exception:
+        log.exception("job %s (%s): its retry policy has failed", item.job.id, item.job.task)
+        return None
+
+
+def arguments(item: Item, handle: Handle | None = None) -> dict[str, Any]:
     """Return the keyword arguments of a job.
 
     Args:
         item: the job.
-        cancelled: the jobs that are asked to stop, now and later.
+        handle: for a handler that wants its job.
 
     Raises:
         TypeError: its payload is no JSON object.
@@ -165,12 +276,13 @@ def arguments(item: Item, cancelled: Container[int] = ()) -> dict[str, Any]:
             f" not {type(payload).__name__}"
         )
     if item.task.job_parameter is not None:
-        payload[item.task.job_parameter] = job_of(item.job, cancelled)
+        payload[item.task.job_parameter] = job_of(item, handle)
     return payload
 
 
-def job_of(held: HeldJob, cancelled: Container[int]) -> Job:
-    """Return what a handler sees of the job."""
+def job_of(item: Item, handle: Handle | None) -> Job:
+    """Return what a handler sees of the job, whose attempt begins now."""
+    held, timeout = item.job, item.task.limits.timeout
     return Job(
         id=held.id,
         lease=held.lease,
@@ -181,14 +293,21 @@ def job_of(held: HeldJob, cancelled: Container[int]) -> Job:
         max_attempts=held.max_attempts,
         headers=held.headers,
         enqueued_at=held.enqueued_at,
-        _cancelled=cancelled,
+        deadline=None if timeout is None else datetime.now(timezone.utc) + timedelta(seconds=timeout),
+        _handle=handle,
     )
 
 
 def describe(error: BaseException) -> str:
-    """Return the traceback as text that PostgreSQL can store, without the frames of the worker."""
+    """Return the traceback as text that PostgreSQL can store, without the frames of the worker.
+
+    Of an :class:`Outcome` that says why, and has no other cause, only that.
+    """
     trace = error.__traceback__
-    lines = traceback.format_exception(type(error), error, trace and trace.tb_next)
+    if isinstance(error, Outcome) and str(error) and error.__cause__ is error.__context__ is None:
+        lines = [str(error)]
+    else:
+        lines = traceback.format_exception(type(error), error, trace and trace.tb_next)
     text = "".join(lines).replace("\0", "\\0")
     if len(text) > LONGEST_ERROR:
         text = "…" + text[-LONGEST_ERROR:]

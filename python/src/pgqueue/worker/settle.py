@@ -6,13 +6,14 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import psycopg
 
 from pgqueue import _calls
 from pgqueue._calls import Call, HeldJob, JsonText
-from pgqueue.errors import PgqError
+from pgqueue.errors import LeaseLost, PgqError
 from pgqueue.worker.leases import Leases
 from pgqueue.worker.link import Link
 from pgqueue.worker.wake import Wake
@@ -44,6 +45,7 @@ class Settler:
         self._busy = False
         self._acks: deque[tuple[HeldJob, JsonText | None]] = deque()
         self._rejects: deque[tuple[HeldJob, str]] = deque()
+        self._others: deque[tuple[HeldJob, Call[Any], str]] = deque()
         self._wake = Wake()
         self._room = Wake()
         self._stopped = asyncio.Event()
@@ -58,10 +60,21 @@ class Settler:
         self._rejects.append((job, error))
         self._wake.set()
 
+    def settle(self, job: HeldJob, call: Call[Any], what: str) -> None:
+        """Take a call that settles a job otherwise, and what that is called. From any thread."""
+        self._others.append((job, call, what))
+        self._wake.set()
+
+    def forget(self, job: HeldJob) -> None:
+        """Note that its handler has settled a job. From any thread."""
+        self._leases.drop([job])
+        if job.lease & COUNTED:
+            self._freed()
+
     @property
     def pending(self) -> int:
         """How many jobs have an outcome that is not written yet, apart from a batch on its way."""
-        return len(self._acks) + len(self._rejects)
+        return len(self._acks) + len(self._rejects) + len(self._others)
 
     async def below(self, limit: int) -> None:
         """Wait until fewer jobs than this are pending, which slows the fetcher down to what can be settled."""
@@ -99,6 +112,19 @@ class Settler:
             await self._ack(acks)
         if rejects := _take(self._rejects):
             await self._reject(rejects)
+        for job, call, what in _take(self._others):
+            await self._settle(job, call, what)
+
+    async def _settle(self, job: HeldJob, call: Call[Any], what: str) -> None:
+        one = replace(call, decode=lambda rows: [job.id])
+        try:
+            await self._send(one, [job], what)
+        except LeaseLost:
+            self._leases.drop([job])
+            log.warning("lease lost, so not %s: job %s", what, job.id)
+        except (psycopg.Error, PgqError) as error:
+            log.error("job %s cannot be %s: %s", job.id, what, error)
+            await self._reject([(job, f"the job cannot be {what}: {error}")])
 
     async def _ack(self, batch: list[tuple[HeldJob, JsonText | None]]) -> None:
         jobs = [job for job, _ in batch]

@@ -16,7 +16,7 @@ from typing import Any
 from psycopg.abc import Buffer
 from psycopg.adapt import Loader
 
-from pgqueue._calls import Interval
+from pgqueue._calls import HeldJob, Interval
 from pgqueue.app import App
 from pgqueue.worker.fetch import Fetcher, Mode
 from pgqueue.worker.heartbeat import Heartbeat
@@ -88,6 +88,7 @@ class Worker:
         self._mode = mode
         self._fetcher: Fetcher | None = None
         self._runner: Runner | None = None
+        self._heartbeat: Heartbeat | None = None
         self._stops = 0
 
     def main(self) -> None:
@@ -145,7 +146,7 @@ class Worker:
         claims = self._link("claim", setup=_read_quickly)
         settles = self._link("settle")
         settler = Settler(settles, leases, wake.set)
-        runner = self._runner = Runner(self.concurrency, settler, wake)
+        runner = self._runner = Runner(self.app, self.concurrency, settler, wake, self._overdue)
         listen_dsn = self.app.dsn if self._listen_dsn is None else self._listen_dsn
         listener = Listener(listen_dsn, self.queues, self._notified) if self._listen else None
         fetcher = self._fetcher = Fetcher(
@@ -162,7 +163,9 @@ class Worker:
             mode=self._mode,
             wake=wake,
         )
-        heartbeat = Heartbeat(self._link("heartbeat"), leases, self._lease, runner.slots.lose, runner.cancel)
+        heartbeat = self._heartbeat = Heartbeat(
+            self._link("heartbeat"), leases, self._lease, runner.slots.lose, runner.cancel
+        )
         fetching = asyncio.create_task(fetcher.run())
         settling = asyncio.create_task(settler.run())
         tasks = [fetching, settling]
@@ -186,7 +189,7 @@ class Worker:
                 for part in (listener, claims, settles):
                     if part is not None:
                         await part.close()
-                self._fetcher = self._runner = None
+                self._fetcher = self._runner = self._heartbeat = None
         for task in (fetching, settling):
             if not task.cancelled() and (error := task.exception()) is not None:
                 raise error
@@ -209,6 +212,10 @@ class Worker:
     def _notified(self, queue: str) -> None:
         if self._fetcher is not None:
             self._fetcher.notified(queue)
+
+    def _overdue(self, job: HeldJob, error: str) -> None:
+        if self._heartbeat is not None:
+            self._heartbeat.reject(job, error)
 
     def _link(self, name: str, **settings: Any) -> Link:
         return Link(self.app.dsn, name, prepare_threshold=self.app.prepare_threshold, **settings)

@@ -124,6 +124,7 @@ MISTAKES: list[tuple[str, Callable[[Job], dict[str, Any]], str]] = [
     ("reject", lambda job: {"id": job.id, "lease": job.lease, "error": SECRET, "retry_in": "-1 s"}, "22023"),
     ("reject_many", lambda job: {"ids": [job.id], "leases": [job.lease], "errors": [SECRET, SECRET]}, "22023"),
     ("release", lambda job: {"ids": [job.id], "leases": [1, 2]}, "22023"),
+    ("cancel_claimed", lambda job: {"id": job.id, "lease": job.lease + LOST, "reason": SECRET}, "PQ001"),
     ("snooze", lambda job: {"id": job.id, "lease": job.lease, "delay": "-1 s"}, "22023"),
     ("extend", lambda job: {"lease": job.lease + LOST}, "PQ001"),
     ("extend", lambda job: {"lease": job.lease, "lease_for": "-1 s"}, "22023"),

@@ -30,7 +30,7 @@ PRODUCE = {
 }
 CONSUME = {
     *["claim", "ack", "ack_many", "reject", "reject_many", "extend", "extend_many", "release", "snooze"],
-    *["snooze_many", "cancel_requested", "progress", "work", "try_exclusive", "exclusive_holder"],
+    *["snooze_many", "cancel_requested", "cancel_claimed", "progress", "work", "try_exclusive", "exclusive_holder"],
     *["watch", "unwatch", "maintain", "promote", "reap", "rotate"],
 }
 ADMINISTER = {

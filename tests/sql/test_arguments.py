@@ -89,6 +89,8 @@ CASES: dict[str, list[str]] = {
         "cancel_many(NULL)",
         "cancel_many('q', running => NULL)",
         "cancel_requested(NULL)",
+        "cancel_claimed(NULL, 1)",
+        "cancel_claimed(1, NULL)",
         "reschedule(NULL, 'now')",
         "reschedule(1, NULL)",
         "set_priority(NULL, 1)",
@@ -142,7 +144,14 @@ CASES: dict[str, list[str]] = {
     + [f"{function}('{{}}', {queue})" for function in ("enqueue_after", "batch") for queue in UNKNOWN]
     + [f"enqueue_many_after('{{}}', {queue}, '{{1}}')" for queue in UNKNOWN]
     + [f"watch(ARRAY['q', {queue}])" for queue in UNKNOWN],
-    "PQ001": ["ack(1, 1)", "reject(1, 1)", "extend(1)", "snooze(1, 1, '1 hour')", "progress(1, 1, '1')"],
+    "PQ001": [
+        "ack(1, 1)",
+        "reject(1, 1)",
+        "extend(1)",
+        "snooze(1, 1, '1 hour')",
+        "progress(1, 1, '1')",
+        "cancel_claimed(1, 1)",
+    ],
     "PQ006": ["add_to_batch(1, '{}')"],
     "42710": ["create_queue('q')"],
     "22023": [

@@ -471,6 +471,82 @@ def test_the_second_of_two_cancels_waits(connect: Connect, db: Connection, funct
     assert one(db, "SELECT count(*) FROM pgq.archive") == 1
 
 
+# A worker cancels what it has -----------------------------------------------------------------------------------------
+
+
+@across
+@pytest.mark.parametrize("count", [1, 10])
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_worker_cancels_its_job(db: Connection, clock: Clock, passage: Any, count: int, asked: bool) -> None:
+    create(db, lease="1 hour")
+    enqueue(db, count)
+    jobs = claim(db, count)
+    passage(db, clock)
+    if asked:
+        assert call(db, "cancel", jobs[0].id) == "requested"
+    call(db, "cancel_claimed", jobs[0].id, jobs[0].lease, "withdrawn")
+    assert (status(db, jobs[0].id).state, status(db, jobs[0].id).error) == ("cancelled", "withdrawn")
+    assert column(db, "TABLE pgq.cancel_request") == []
+    for function in ("cancel_claimed", "ack", "reject"):
+        with refused("PQ001"):
+            call(db, function, jobs[0].id, jobs[0].lease)
+    assert sorted(ack(db, jobs[1:])) == sorted(ids(jobs[1:]))
+    assert one(db, "SELECT count(*) FROM pgq.dead") == 0
+    assert endings(db, jobs[0]) == ["cancelled"]
+    agree(db)
+
+
+def test_who_lost_the_lease_cancels_nothing(db: Connection, clock: Clock) -> None:
+    create(db, lease="1 minute")
+    enqueue(db)
+    job = claim_one(db)
+    clock.advance(120)
+    call(db, "reap")
+    with refused("PQ001"):
+        call(db, "cancel_claimed", job.id, job.lease, "withdrawn")
+    assert column(db, "TABLE pgq.cancel_request") == []
+    assert claim_one(db).attempt == 2
+
+
+def test_a_job_cancelled_by_its_worker_tells_who_waits_and_gives_its_key_back(db: Connection) -> None:
+    create(db)
+    ((first, _),) = db.execute("SELECT * FROM pgq.enqueue_unique('q', unique_key => 'k')").fetchall()
+    second = call(db, "enqueue_after", [first], "q", on_dead="run")
+    job = claim_one(db)
+    call(db, "cancel_claimed", job.id, job.lease)
+    ((third, inserted),) = db.execute("SELECT * FROM pgq.enqueue_unique('q', unique_key => 'k')").fetchall()
+    assert inserted
+    call(db, "maintain")
+    assert sorted(ids(claim(db, 10))) == [second, third]
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_two_sessions_end_a_job_that_one_of_them_cancels(connect: Connect, db: Connection, end: str) -> None:
+    create(db)
+    enqueue(db)
+    job = claim_one(db)
+    first, second = connect(autocommit=False), connect()
+    call(first, "cancel_claimed", job.id, job.lease)
+    answer = in_background(lambda: ack(second, [job]))
+    until_blocked(db, second)
+    getattr(first, end)()
+    assert answer.result() == ([] if end == "commit" else [job.id])
+    assert status(db, job.id).state == ("cancelled" if end == "commit" else "done")
+    assert column(db, "TABLE pgq.cancel_request") == []
+
+
+@pytest.mark.direct("terminates a session")
+def test_a_session_that_is_killed_has_cancelled_nothing(connect: Connect, db: Connection) -> None:
+    create(db)
+    enqueue(db)
+    job = claim_one(db)
+    other = connect(autocommit=False)
+    call(other, "cancel_claimed", job.id, job.lease)
+    call_terminate(db, other)
+    assert status(db, job.id).state == "running"
+    assert ack(db, [job]) == [job.id]
+
+
 RETURNS: dict[str, Callable[[Connection, Any], Any]] = {
     "reject": lambda db, job: call(db, "reject", job.id, job.lease, "no", retry_in="0"),
     "release": lambda db, job: rows(db, "release", [job.id], [job.lease]),

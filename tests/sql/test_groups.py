@@ -199,6 +199,7 @@ ENDS: dict[str, Callable[[Connection, Job, Clock], Any]] = {
     "ack_many": lambda db, job, clock: ack(db, [job]),
     "dead": lambda db, job, clock: reject(db, job, retry=False),
     "cancelled": lambda db, job, clock: (call(db, "cancel", job.id), reject(db, job)),
+    "cancelled by itself": lambda db, job, clock: call(db, "cancel_claimed", job.id, job.lease),
     "cancelled and released": lambda db, job, clock: (
         call(db, "cancel", job.id),
         call(db, "release", [job.id], [job.lease]),

@@ -40,6 +40,7 @@ _HOMES = {
     "QueueNotFound": "errors",
     "SchemaMissing": "errors",
     "VersionMismatch": "errors",
+    "Middleware": "middleware",
     "ACK": "outcomes",
     "REJECT": "outcomes",
     "Cancel": "outcomes",
@@ -83,6 +84,7 @@ if TYPE_CHECKING:
         VersionMismatch,
     )
     from pgqueue.exclusive import AsyncExclusive, Exclusive, ExclusiveLost
+    from pgqueue.middleware import Middleware
     from pgqueue.outcomes import ACK, REJECT, Cancel, Outcome, Reject, Retry, Snooze, TimedOut
     from pgqueue.worker import Worker
 
@@ -108,6 +110,7 @@ __all__ = [
     "JobAttempt",
     "JobState",
     "LeaseLost",
+    "Middleware",
     "NotReadCommitted",
     "NotWaiting",
     "NullArgument",

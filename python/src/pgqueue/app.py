@@ -8,21 +8,39 @@ import inspect
 import os
 import threading
 import weakref
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, get_type_hints, overload
+from types import SimpleNamespace
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Generic,
+    Literal,
+    ParamSpec,
+    TypeAlias,
+    TypeVar,
+    get_type_hints,
+    overload,
+)
 
 from pgqueue._calls import AnyConnection, ClaimedJob, Interval, Json
+from pgqueue.middleware import Middleware, Request
 from pgqueue.outcomes import RetryPolicy, checked
 
 if TYPE_CHECKING:
     import psycopg
 
     from pgqueue.client import AsyncClient, Client
+    from pgqueue.worker import Worker
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Hook: TypeAlias = Callable[[], object]
+"""A function or coroutine function without arguments."""
+H = TypeVar("H", bound=Hook)
 
 
 @dataclass(frozen=True)
@@ -280,8 +298,11 @@ class Task(Generic[P, R]):
             >>> send.enqueue(to="ann@example.com")
             42
         """
-        payload, options = self._prepare(args, kwargs)
-        return self.app.client.enqueue(payload=payload, task=self.name, **options)
+        request = self._prepare(args, kwargs)
+        with self.app.enqueuing(request):
+            id = self.app.client.enqueue(payload=request.payloads[0], task=self.name, **request.options)
+            request.ids.append(id)
+        return id
 
     @overload
     async def enqueue_async(self, *args: P.args, **kwargs: P.kwargs) -> int: ...
@@ -289,9 +310,12 @@ class Task(Generic[P, R]):
     async def enqueue_async(self, *args: Any, connection: AnyConnection, **kwargs: Any) -> int: ...
     async def enqueue_async(self, *args: Any, **kwargs: Any) -> int:
         """Enqueue a job from asyncio code; as :meth:`enqueue`."""
-        payload, options = self._prepare(args, kwargs)
+        request = self._prepare(args, kwargs)
         client = self.app.async_client
-        return await client.enqueue(payload=payload, task=self.name, **options)
+        with self.app.enqueuing(request):
+            id = await client.enqueue(payload=request.payloads[0], task=self.name, **request.options)
+            request.ids.append(id)
+        return id
 
     def enqueue_many(self, arguments: Iterable[Mapping[str, Any]]) -> list[int]:
         """Enqueue many jobs in one statement.
@@ -306,26 +330,30 @@ class Task(Generic[P, R]):
             >>> send.enqueue_many({"to": address} for address in addresses)
             [43, 44]
         """
-        payloads, options = self._prepare_many(arguments)
-        return self.app.client.enqueue_many(payloads=payloads, task=self.name, **options)
+        request = self._prepare_many(arguments)
+        with self.app.enqueuing(request):
+            request.ids += self.app.client.enqueue_many(payloads=request.payloads, task=self.name, **request.options)
+        return request.ids
 
     async def enqueue_many_async(self, arguments: Iterable[Mapping[str, Any]]) -> list[int]:
         """Enqueue many jobs in one statement from asyncio code; as :meth:`enqueue_many`."""
-        payloads, options = self._prepare_many(arguments)
+        request = self._prepare_many(arguments)
         client = self.app.async_client
-        return await client.enqueue_many(payloads=payloads, task=self.name, **options)
+        with self.app.enqueuing(request):
+            request.ids += await client.enqueue_many(payloads=request.payloads, task=self.name, **request.options)
+        return request.ids
 
-    def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Request:
         options = dict(vars(self.options))
         if "connection" in kwargs and "connection" not in self._signature.parameters:
             options["connection"] = kwargs.pop("connection")
-        return self._bind(args, kwargs), options
+        return Request(self, [self._bind(args, kwargs)], options)
 
-    def _prepare_many(self, arguments: Iterable[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    def _prepare_many(self, arguments: Iterable[Mapping[str, Any]]) -> Request:
         options = dict(vars(self.options))
         if options.pop("unique_key") is not None or options.pop("group_key") is not None:
             raise TypeError("enqueue_many has no unique_key and no group_key: they belong to one job")
-        return [self._bind((), one) for one in arguments], options
+        return Request(self, [self._bind((), one) for one in arguments], options)
 
     def _bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         bound = self._signature.bind(*args, **kwargs)
@@ -343,6 +371,12 @@ class App:
         dsn: connection string; None takes the environment variable PGQUEUE_DSN, and without it libpq's own
             (PGHOST, PGDATABASE, …).
         prepare_threshold: see :class:`pgqueue.Client`.
+        middleware: code around enqueueing and running; the first is the outermost.
+
+    Attributes:
+        tasks: by name.
+        middleware: the same list; complete before a worker starts.
+        state: a place for what handlers share, such as a pool, filled by what ``on_startup`` names.
 
     Example:
         >>> app = App("dbname=shop")
@@ -352,10 +386,16 @@ class App:
         42
     """
 
-    def __init__(self, dsn: str | None = None, *, prepare_threshold: int | None = 5) -> None:
+    def __init__(
+        self, dsn: str | None = None, *, prepare_threshold: int | None = 5, middleware: Iterable[Middleware] = ()
+    ) -> None:
         self._dsn = dsn
         self.prepare_threshold = prepare_threshold
         self.tasks: dict[str, Task[..., Any]] = {}
+        self.middleware = list(middleware)
+        self.state = SimpleNamespace()
+        self.startup: list[Hook] = []
+        self.shutdown: list[Hook] = []
         self._client: Client | None = None
         self._lock = threading.Lock()
         self._async_clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncClient] = (
@@ -392,6 +432,42 @@ class App:
             if loop not in self._async_clients:
                 self._async_clients[loop] = AsyncClient(self.dsn, prepare_threshold=self.prepare_threshold)
             return self._async_clients[loop]
+
+    def on_startup(self, hook: H) -> H:
+        """Have a function or coroutine function called in each worker process before it claims anything.
+
+        If it raises, the worker does not start.
+
+        Example:
+            >>> @app.on_startup
+            ... async def connect() -> None:
+            ...     app.state.http = httpx.AsyncClient()
+        """
+        self.startup.append(hook)
+        return hook
+
+    def on_shutdown(self, hook: H) -> H:
+        """Have a function or coroutine function called when a worker has ended its work, the last one first."""
+        self.shutdown.append(hook)
+        return hook
+
+    def worker(self, queues: Sequence[str] | None = None, **options: Any) -> Worker:
+        """Return a worker of this app, to embed it in another program; arguments as of :class:`pgqueue.Worker`.
+
+        Example:
+            >>> with app.worker(["mail"], concurrency=4):
+            ...     serve()
+        """
+        from pgqueue.worker import Worker
+
+        return Worker(self, queues, **options)
+
+    def enqueuing(self, request: Request) -> AbstractContextManager[object]:
+        """Enter what the middleware wants to be around an enqueue."""
+        stack = ExitStack()
+        for one in self.middleware:
+            stack.enter_context(one.enqueuing(request))
+        return stack
 
     def close(self) -> None:
         """Close the client's connections; they are opened again when needed."""

@@ -7,14 +7,16 @@ import contextvars
 import logging
 import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, ExitStack
 from datetime import datetime, timedelta, timezone
 from time import monotonic, perf_counter
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from pgqueue import _calls
 from pgqueue._calls import HeldJob, Interval, JsonText, to_json
 from pgqueue.app import App, Handle, Job, Task
+from pgqueue.middleware import Middleware
 from pgqueue.outcomes import REJECT, Cancel, Outcome, Reject, Retry, Snooze, TimedOut, Verdict, retry_in
 from pgqueue.worker.settle import Settler
 from pgqueue.worker.slots import Item, Slots
@@ -53,6 +55,7 @@ class Runner:
         self._stopping = False
         self._handle = Handle(app, self.slots.cancelled)
         self._settled = self._handle.settled
+        self._call, self._call_async = calls(app.middleware)
         self._timeouts = Timeouts(self._give_up)
         self._overdue = overdue
         self._given_up: set[int] = set()
@@ -74,14 +77,14 @@ class Runner:
 
     async def _run_coroutines(self) -> None:
         """Run jobs until there is none left for a coroutine."""
-        take, handle = self.slots.take, self._handle
+        take, handle, call = self.slots.take, self._handle, self._call_async
         item = take(True, None)
         until = perf_counter() + SLICE
         try:
             while item is not None:
                 try:
                     if item.task.limits.timeout is None:
-                        result = await item.task.function(**arguments(item, handle))
+                        result = await call(item, handle)
                     else:
                         result = await self._await_in_time(item, item.task.limits.timeout)
                 except BaseException as error:
@@ -99,13 +102,13 @@ class Runner:
 
     def _run_functions(self) -> None:
         """Run jobs until the slots are closed; the main function of a thread."""
-        take, handle = self.slots.take_blocking, self._handle
+        take, handle, call = self.slots.take_blocking, self._handle, self._call
         copy_context = contextvars.copy_context
         item = take(None)
         while item is not None:
             try:
                 if item.task.limits.timeout is None:
-                    result = copy_context().run(item.task.function, **arguments(item, handle))
+                    result = copy_context().run(call, item, handle)
                 else:
                     result = self._run_in_time(item, item.task.limits.timeout)
             except BaseException as error:
@@ -118,7 +121,7 @@ class Runner:
         began = monotonic()
         self._timeouts.add(item, timeout, in_thread=False)
         try:
-            return await asyncio.wait_for(item.task.function(**arguments(item, self._handle)), timeout)
+            return await asyncio.wait_for(self._call_async(item, self._handle), timeout)
         except asyncio.TimeoutError as error:
             if monotonic() - began < timeout:
                 raise
@@ -130,7 +133,7 @@ class Runner:
         try:
             try:
                 self._timeouts.add(item, timeout, in_thread=True)
-                return contextvars.copy_context().run(item.task.function, **arguments(item, self._handle))
+                return contextvars.copy_context().run(self._call, item, self._handle)
             finally:
                 self._timeouts.remove(item)
         except TimedOut as error:
@@ -259,12 +262,39 @@ def _again(item: Item, error: BaseException) -> Interval | Literal[False] | None
         return None
 
 
-def arguments(item: Item, handle: Handle | None = None) -> dict[str, Any]:
+Call: TypeAlias = Callable[[Item, Handle], Any]
+
+
+def calls(middleware: Sequence[Middleware]) -> tuple[Call, Call]:
+    """Return what calls a function, and what calls a coroutine function, with what the middleware wants around it."""
+
+    def call(item: Item, handle: Handle) -> Any:
+        return item.task.function(**arguments(item, handle))
+
+    def call_within(item: Item, handle: Handle) -> Any:
+        job = job_of(item, handle)
+        with ExitStack() as stack:
+            for one in middleware:
+                stack.enter_context(one.running(job))
+            return item.task.function(**arguments(item, handle, job))
+
+    async def call_async_within(item: Item, handle: Handle) -> Any:
+        job = job_of(item, handle)
+        async with AsyncExitStack() as stack:
+            for one in middleware:
+                await stack.enter_async_context(one.running_async(job))
+            return await item.task.function(**arguments(item, handle, job))
+
+    return (call_within, call_async_within) if middleware else (call, call)
+
+
+def arguments(item: Item, handle: Handle | None = None, job: Job | None = None) -> dict[str, Any]:
     """Return the keyword arguments of a job.
 
     Args:
         item: the job.
         handle: for a handler that wants its job.
+        job: the same, if it was made already.
 
     Raises:
         TypeError: its payload is no JSON object.
@@ -276,7 +306,7 @@ def arguments(item: Item, handle: Handle | None = None) -> dict[str, Any]:
             f" not {type(payload).__name__}"
         )
     if item.task.job_parameter is not None:
-        payload[item.task.job_parameter] = job_of(item, handle)
+        payload[item.task.job_parameter] = job or job_of(item, handle)
     return payload
 
 

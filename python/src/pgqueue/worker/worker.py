@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import logging
 import os
 import signal
 import socket
 import threading
-from collections.abc import Sequence
-from types import FrameType
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any
 
 from psycopg.abc import Buffer
 from psycopg.adapt import Loader
 
 from pgqueue._calls import HeldJob, Interval
-from pgqueue.app import App
+from pgqueue.app import App, Hook
 from pgqueue.worker.fetch import Fetcher, Mode
 from pgqueue.worker.heartbeat import Heartbeat
 from pgqueue.worker.leases import Leases
@@ -27,6 +28,9 @@ from pgqueue.worker.maintain import maintain
 from pgqueue.worker.run import Runner
 from pgqueue.worker.settle import Settler
 from pgqueue.worker.wake import Wake
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 log = logging.getLogger("pgqueue.worker")
 
@@ -54,6 +58,11 @@ class Worker:
 
     Example:
         >>> Worker(app, ["mail"], concurrency=8).main()
+
+        In another program:
+
+        >>> with Worker(app, ["mail"]):
+        ...     serve()
     """
 
     def __init__(
@@ -89,6 +98,7 @@ class Worker:
         self._fetcher: Fetcher | None = None
         self._runner: Runner | None = None
         self._heartbeat: Heartbeat | None = None
+        self._thread: _Thread | None = None
         self._stops = 0
 
     def main(self) -> None:
@@ -141,6 +151,13 @@ class Worker:
             SchemaMissing: pgq is not installed in this database.
             VersionMismatch: it is too old for this package, or too new.
         """
+        await _call_all(self.app.startup)
+        try:
+            await self._work()
+        finally:
+            await _call_all(reversed(self.app.shutdown))
+
+    async def _work(self) -> None:
         wake = Wake()
         leases = Leases()
         claims = self._link("claim", setup=_read_quickly)
@@ -195,6 +212,21 @@ class Worker:
                 raise error
         log.info("%s stopped", self.name)
 
+    def __enter__(self) -> Self:
+        """Work in a thread of its own until the end of the ``with`` block, which waits for what runs."""
+        self._thread = _Thread(lambda: asyncio.run(self.run()))
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+        assert self._thread is not None
+        self._thread.join()
+        if self._thread.error is not None and value is None:
+            raise self._thread.error
+
     async def _finish(
         self, fetching: asyncio.Task[None], settling: asyncio.Task[None], runner: Runner, settler: Settler
     ) -> None:
@@ -219,6 +251,29 @@ class Worker:
 
     def _link(self, name: str, **settings: Any) -> Link:
         return Link(self.app.dsn, name, prepare_threshold=self.app.prepare_threshold, **settings)
+
+
+class _Thread(threading.Thread):
+    """Keeps what its function raises."""
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        super().__init__(name="pgq-worker", daemon=True)
+        self._function = function
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self._function()
+        except BaseException as error:
+            log.error("the worker has ended: %s", error)
+            self.error = error
+
+
+async def _call_all(hooks: Iterable[Hook]) -> None:
+    for hook in hooks:
+        result = hook()
+        if inspect.isawaitable(result):
+            await result
 
 
 async def _read_quickly(connection: Connection, pooled: bool) -> None:

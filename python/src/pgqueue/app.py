@@ -209,7 +209,10 @@ class Task(Generic[P, R]):
         queue: where its jobs go.
         is_async: whether the function is a coroutine function.
         limits: how it is run.
+        takes_payload: whether the payload's keys are the function's arguments; not so in a fallback.
     """
+
+    takes_payload = True
 
     def __init__(self, app: App, function: Callable[..., R], name: str, options: Options, limits: Limits) -> None:
         self.app = app
@@ -393,6 +396,7 @@ class App:
         self.prepare_threshold = prepare_threshold
         self.tasks: dict[str, Task[..., Any]] = {}
         self.middleware = list(middleware)
+        self.fallback_task: Task[..., Any] | None = None
         self.state = SimpleNamespace()
         self.startup: list[Hook] = []
         self.shutdown: list[Hook] = []
@@ -433,6 +437,36 @@ class App:
                 self._async_clients[loop] = AsyncClient(self.dsn, prepare_threshold=self.prepare_threshold)
             return self._async_clients[loop]
 
+    def fallback(
+        self, *, retry: RetryPolicy | None = None, timeout: float | timedelta | None = None
+    ) -> Callable[[Callable[[Job], Any]], Task[..., Any]]:
+        """Make a function the handler of all jobs that name none of the tasks, whatever their payload is.
+
+        Args:
+            retry, timeout: see :meth:`task`.
+
+        Raises:
+            ValueError: there is one already.
+            TypeError: the function does not take a :class:`Job`, and nothing else.
+
+        Example:
+            >>> @app.fallback()
+            ... def forward(job: Job) -> None:
+            ...     requests.post(url, json=job.payload)
+        """
+
+        def decorate(function: Callable[[Job], Any]) -> Task[..., Any]:
+            if self.fallback_task is not None:
+                raise ValueError(f"there is already a fallback: {self.fallback_task}")
+            task: Task[..., Any] = Task(self, function, "fallback", Options("default"), _limits(retry, timeout))
+            if task.job_parameter is None or len(inspect.signature(function).parameters) != 1:
+                raise TypeError(f"{function!r}: a fallback has one parameter, annotated pgqueue.Job")
+            task.takes_payload = False
+            self.fallback_task = task
+            return task
+
+        return decorate
+
     def on_startup(self, hook: H) -> H:
         """Have a function or coroutine function called in each worker process before it claims anything.
 
@@ -451,7 +485,7 @@ class App:
         self.shutdown.append(hook)
         return hook
 
-    def worker(self, queues: Sequence[str] | None = None, **options: Any) -> Worker:
+    def worker(self, queues: Sequence[str] | Mapping[str, int] | None = None, **options: Any) -> Worker:
         """Return a worker of this app, to embed it in another program; arguments as of :class:`pgqueue.Worker`.
 
         Example:
@@ -521,11 +555,8 @@ class App:
             >>> @app.task("send", queue="mail")
             ... async def send(job: Job, to: str) -> None: ...
         """
-        seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
-        if seconds is not None and not seconds > 0:
-            raise ValueError(f"a timeout is positive, and not {timeout}")
         options = Options(queue, priority=priority, max_attempts=max_attempts)
-        return _Decorator(self, name, options, Limits(checked(retry), seconds))
+        return _Decorator(self, name, options, _limits(retry, timeout))
 
 
 @dataclass(frozen=True)
@@ -548,6 +579,13 @@ class _Decorator:
         task: Task[..., Any] = Task(self.app, function, name, self.options, self.limits)
         self.app.tasks[name] = task
         return task
+
+
+def _limits(retry: RetryPolicy | None, timeout: float | timedelta | None) -> Limits:
+    seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+    if seconds is not None and not seconds > 0:
+        raise ValueError(f"a timeout is positive, and not {timeout}")
+    return Limits(checked(retry), seconds)
 
 
 def _inspect(function: Callable[..., Any]) -> tuple[str | None, inspect.Signature]:

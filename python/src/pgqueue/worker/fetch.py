@@ -49,7 +49,8 @@ class Fetcher:
         settler: takes the jobs that have no task here; and nothing is fetched while it is behind.
         leases: told what was claimed.
         tasks: what this worker can run.
-        queues: where to fetch, each in its turn.
+        fallback: runs the jobs of all other tasks; None: they are rejected.
+        queues: where to fetch, each in its turn, and as often as it is named.
         lease_for: how long to hold jobs; None: the queue's setting.
         poll: seconds to sleep at most.
         worker: name to claim under.
@@ -65,6 +66,7 @@ class Fetcher:
         settler: Settler,
         leases: Leases,
         tasks: Mapping[str, Task[..., Any]],
+        fallback: Task[..., Any] | None,
         queues: Sequence[str],
         *,
         lease_for: Interval | None,
@@ -79,6 +81,7 @@ class Fetcher:
         self._settler = settler
         self._leases = leases
         self._tasks = tasks
+        self._fallback = fallback
         self._queues = deque(queues)
         self._lease_for = lease_for
         self._poll = min(poll, 50.0)  # a watch counts for a minute
@@ -176,7 +179,7 @@ class Fetcher:
     async def _fetch(self, room: int) -> int:
         """Claim from each queue in turn until the room is used; returns how many jobs came."""
         claimed = 0
-        for queue in tuple(self._queues):
+        for queue in tuple(dict.fromkeys(self._queues)):
             if claimed < room:
                 claimed += await self._claim(queue, room - claimed)
         self._queues.rotate(-1)
@@ -201,7 +204,7 @@ class Fetcher:
             tasks = self._tasks
             items = []
             for job in jobs:
-                task = tasks.get(job.task or "")
+                task = tasks.get(job.task or "", self._fallback)
                 if task is None:
                     error_text = unknown(job, tasks)
                     log.error("job %s of queue %s: %s", job.id, queue, error_text)

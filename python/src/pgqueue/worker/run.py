@@ -299,6 +299,9 @@ def arguments(item: Item, handle: Handle | None = None, job: Job | None = None) 
     Raises:
         TypeError: its payload is no JSON object.
     """
+    if not item.task.takes_payload:
+        assert item.task.job_parameter is not None
+        return {item.task.job_parameter: job or job_of(item, handle)}
     payload = item.job.payload
     if type(payload) is not dict:
         raise TypeError(
@@ -318,7 +321,7 @@ def job_of(item: Item, handle: Handle | None) -> Job:
         lease=held.lease,
         queue=held.queue,
         task=held.task,
-        payload=dict(held.payload),
+        payload=dict(held.payload) if type(held.payload) is dict else held.payload,
         attempt=held.attempt,
         max_attempts=held.max_attempts,
         headers=held.headers,
@@ -334,7 +337,8 @@ def describe(error: BaseException) -> str:
     Of an :class:`Outcome` that says why, and has no other cause, only that.
     """
     trace = error.__traceback__
-    if isinstance(error, Outcome) and str(error) and error.__cause__ is error.__context__ is None:
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    if isinstance(error, Outcome) and str(error) and cause is None:
         lines = [str(error)]
     else:
         lines = traceback.format_exception(type(error), error, trace and trace.tb_next)

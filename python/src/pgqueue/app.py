@@ -26,7 +26,8 @@ from typing import (
     overload,
 )
 
-from pgqueue._calls import AnyConnection, ClaimedJob, Interval, Json
+from pgqueue._calls import AnyConnection, ClaimedJob, HasConnection, Interval, Json
+from pgqueue.codecs import Codec, by_annotations
 from pgqueue.middleware import Middleware, Request
 from pgqueue.outcomes import RetryPolicy, checked
 
@@ -119,7 +120,7 @@ class Job:
         """Tell how far the job is, in a coroutine; as :meth:`progress`."""
         return await self._app.async_client.progress(self.id, self.lease, value)
 
-    def ack(self, result: Json = None, *, connection: psycopg.Connection[Any] | psycopg.Cursor[Any]) -> None:
+    def ack(self, result: Json = None, *, connection: psycopg.Connection[Any] | HasConnection) -> None:
         """Acknowledge the job in the handler's own transaction: what it writes there takes effect exactly once.
 
         The worker leaves the job alone then. Whatever rolls the transaction back takes the acknowledgement along: if
@@ -140,9 +141,7 @@ class Job:
         self._app.client.ack(self.id, self.lease, result, connection=connection)
         self._settled()
 
-    async def ack_async(
-        self, result: Json = None, *, connection: psycopg.AsyncConnection[Any] | psycopg.AsyncCursor[Any]
-    ) -> None:
+    async def ack_async(self, result: Json = None, *, connection: psycopg.AsyncConnection[Any] | HasConnection) -> None:
         """Acknowledge the job in the transaction of a coroutine; as :meth:`ack`."""
         await self._app.async_client.ack(self.id, self.lease, result, connection=connection)
         self._settled()
@@ -222,6 +221,7 @@ class Task(Generic[P, R]):
         self.limits = limits
         self.is_async = inspect.iscoroutinefunction(function)
         self.job_parameter, self._signature = _inspect(function)
+        self.codec = app.codec(function)
         functools.update_wrapper(self, function)
 
     @property
@@ -364,7 +364,7 @@ class Task(Generic[P, R]):
         for name in tuple(payload):
             if self._signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
                 payload.update(payload.pop(name))
-        return payload
+        return payload if self.codec is None else self.codec.dump(payload)
 
 
 class App:
@@ -375,6 +375,8 @@ class App:
             (PGHOST, PGDATABASE, …).
         prepare_threshold: see :class:`pgqueue.Client`.
         middleware: code around enqueueing and running; the first is the outermost.
+        codec: given a function, returns how its arguments and results become JSON, or None if they are JSON already;
+            by default what their annotations say, see :func:`pgqueue.codecs.by_annotations`.
 
     Attributes:
         tasks: by name.
@@ -390,9 +392,15 @@ class App:
     """
 
     def __init__(
-        self, dsn: str | None = None, *, prepare_threshold: int | None = 5, middleware: Iterable[Middleware] = ()
+        self,
+        dsn: str | None = None,
+        *,
+        prepare_threshold: int | None = 5,
+        middleware: Iterable[Middleware] = (),
+        codec: Callable[[Callable[..., Any]], Codec | None] = by_annotations,
     ) -> None:
         self._dsn = dsn
+        self.codec = codec
         self.prepare_threshold = prepare_threshold
         self.tasks: dict[str, Task[..., Any]] = {}
         self.middleware = list(middleware)

@@ -16,6 +16,7 @@ import psycopg
 
 from pgqueue import _calls
 from pgqueue._calls import (
+    HasConnection,
     BatchState,
     Call,
     ClaimedJob,
@@ -29,6 +30,7 @@ from pgqueue._calls import (
 )
 from pgqueue._execute import async_execute, execute
 from pgqueue._vigil import AsyncVigil, Ears, Vigil
+from pgqueue.adapters import async_connection, sync_connection
 from pgqueue.errors import translated
 from pgqueue.exclusive import AsyncExclusive, Exclusive
 
@@ -105,7 +107,8 @@ class Client(_Settings):
 
     Args:
         dsn: connection string; None takes libpq's environment (PGHOST, PGDATABASE, …).
-        connection: use the caller's connection, and with it the caller's transaction, instead of a pool.
+        connection: use the caller's connection, and with it the caller's transaction, instead of a pool: a connection or
+            cursor of psycopg, a SQLAlchemy Session or Connection over psycopg 3, or a Django connection.
             Every method also takes ``connection=`` for one call.
         pool_size: the most connections of its own pool. They are opened when needed.
         prepare_threshold: psycopg's setting: prepare a statement after so many uses. Behind a pooler, which may not
@@ -123,7 +126,7 @@ class Client(_Settings):
         self,
         dsn: str | None = None,
         *,
-        connection: psycopg.Connection[Any] | psycopg.Cursor[Any] | None = None,
+        connection: psycopg.Connection[Any] | HasConnection | None = None,
         pool_size: int = 8,
         prepare_threshold: int | None = 5,
     ) -> None:
@@ -160,15 +163,14 @@ class Client(_Settings):
             return self._pool
 
     def _run(self, call: Call[T]) -> T:
-        connection = call.connection or self._connection
+        given = self._connection if call.connection is None else call.connection
         with translated():
-            if connection is None:
+            if given is None:
                 with self._open_pool().connection() as own:
                     return execute(own, call)
-            if isinstance(connection, psycopg.Cursor):
-                connection = connection.connection
+            connection = sync_connection(given)
             if not isinstance(connection, psycopg.Connection):
-                raise TypeError(f"Client needs a psycopg.Connection, not {connection!r}")
+                raise TypeError(f"Client needs a connection of psycopg 3 that is not async, not {given!r}")
             return execute(connection, call)
 
     def wait(self, id: int, timeout: float | timedelta | None = 60) -> JobState | None:
@@ -299,7 +301,7 @@ class AsyncClient(_Settings):
         self,
         dsn: str | None = None,
         *,
-        connection: psycopg.AsyncConnection[Any] | psycopg.AsyncCursor[Any] | None = None,
+        connection: psycopg.AsyncConnection[Any] | HasConnection | None = None,
         pool_size: int = 8,
         prepare_threshold: int | None = 5,
     ) -> None:
@@ -336,15 +338,14 @@ class AsyncClient(_Settings):
             return self._pool
 
     async def _run(self, call: Call[T]) -> T:
-        connection = call.connection or self._connection
+        given = self._connection if call.connection is None else call.connection
         with translated():
-            if connection is None:
+            if given is None:
                 async with (await self._open_pool()).connection() as own:
                     return await async_execute(own, call)
-            if isinstance(connection, psycopg.AsyncCursor):
-                connection = connection.connection
+            connection = await async_connection(given)
             if not isinstance(connection, psycopg.AsyncConnection):
-                raise TypeError(f"AsyncClient needs a psycopg.AsyncConnection, not {connection!r}")
+                raise TypeError(f"AsyncClient needs an async connection of psycopg 3, not {given!r}")
             return await async_execute(connection, call)
 
     async def wait(self, id: int, timeout: float | timedelta | None = 60) -> JobState | None:

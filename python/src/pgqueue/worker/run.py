@@ -161,8 +161,9 @@ class Runner:
             else:
                 self._settler.ack(item.job, None)
             return
+        codec = item.task.codec
         try:
-            text = JsonText(to_json(result))
+            text = JsonText(to_json(result if codec is None else codec.dump_result(result)))
         except Exception as error:
             self._failed(item, error)
         else:
@@ -308,6 +309,8 @@ def arguments(item: Item, handle: Handle | None = None, job: Job | None = None) 
             f"the payload must be an object whose keys are the arguments of {item.task.name!r},"
             f" not {type(payload).__name__}"
         )
+    if item.task.codec is not None:
+        payload = item.task.codec.load(payload)
     if item.task.job_parameter is not None:
         payload[item.task.job_parameter] = job or job_of(item, handle)
     return payload

@@ -59,13 +59,13 @@ def test_sqlalchemy_with_asyncio(client: Client, url: Any, kind: str) -> None:
 
     async def main() -> None:
         engine = create_async_engine(url)
-        async with AsyncClient("host=nowhere") as other:
-            async with AsyncSession(engine) if kind == "session" else engine.connect() as given:
-                await other.enqueue("q", connection=given)
-                assert ready(client) == 0
-                await given.rollback()
-                await other.enqueue("q", connection=given)
-                await given.commit()
+        other = AsyncClient("host=nowhere")
+        async with AsyncSession(engine) if kind == "session" else engine.connect() as given:
+            await other.enqueue("q", connection=given)
+            assert ready(client) == 0
+            await given.rollback()
+            await other.enqueue("q", connection=given)
+            await given.commit()
         await engine.dispose()
 
     asyncio.run(main())

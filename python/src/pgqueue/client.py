@@ -16,13 +16,13 @@ import psycopg
 
 from pgqueue import _calls
 from pgqueue._calls import (
-    HasConnection,
     BatchState,
     Call,
     ClaimedJob,
     DeadLetter,
     Enqueued,
     Finding,
+    HasConnection,
     Holder,
     JobAttempt,
     JobState,
@@ -107,8 +107,8 @@ class Client(_Settings):
 
     Args:
         dsn: connection string; None takes libpq's environment (PGHOST, PGDATABASE, …).
-        connection: use the caller's connection, and with it the caller's transaction, instead of a pool: a connection or
-            cursor of psycopg, a SQLAlchemy Session or Connection over psycopg 3, or a Django connection.
+        connection: use the caller's connection, and with it the caller's transaction, instead of a pool: a connection
+            or cursor of psycopg, a SQLAlchemy Session or Connection over psycopg 3, or a Django connection.
             Every method also takes ``connection=`` for one call.
         pool_size: the most connections of its own pool. They are opened when needed.
         prepare_threshold: psycopg's setting: prepare a statement after so many uses. Behind a pooler, which may not

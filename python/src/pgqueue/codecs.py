@@ -30,8 +30,8 @@ _PLAIN = (str, int, float, bool, type(None), dict, list, Any)
 def by_annotations(function: Callable[..., Any]) -> Codec | None:
     """Return a codec for a function some of whose annotations JSON does not have, if pydantic is installed.
 
-    Pydantic models, dataclasses, datetime, UUID, Decimal, enumerations, tuples, sets and so on, also inside of lists and
-    dicts. Arguments are checked when they arrive. None: all of it is plain JSON, or pydantic is not installed.
+    Pydantic models, dataclasses, datetime, UUID, Decimal, enumerations, tuples, sets and so on, also inside of lists
+    and dicts. Arguments are checked when they arrive. None: all of it is plain JSON, or pydantic is not installed.
     """
     from pgqueue.app import Job
 

@@ -155,6 +155,9 @@ failover: build venv ## ROUNDS=20 promotions under load (ARGS=--asynchronous, AR
 bench: build venv ## measure against a bare INSERT and a conventional queue; writes build/bench.json
 	$(BIN)/python -m tests.bench $(ARGS)
 
+reference: build venv ## write docs/reference from COMMENT ON, click and docstrings
+	$(BIN)/python -m tests.reference
+
 load: build venv ## an hour of steady load, all jobs accounted for (MINUTES=… RATE=…); writes build/load.json
 	$(BIN)/python -m tests.load $(if $(MINUTES),--minutes $(MINUTES)) $(if $(RATE),--rate $(RATE)) $(ARGS)
 	$(BIN)/python -m tests.load --report

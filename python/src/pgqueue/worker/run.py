@@ -309,11 +309,10 @@ def arguments(item: Item, handle: Handle | None = None, job: Job | None = None) 
             f"the payload must be an object whose keys are the arguments of {item.task.name!r},"
             f" not {type(payload).__name__}"
         )
-    if item.task.codec is not None:
-        payload = item.task.codec.load(payload)
+    given: dict[str, Any] = payload if item.task.codec is None else item.task.codec.load(payload)
     if item.task.job_parameter is not None:
-        payload[item.task.job_parameter] = job or job_of(item, handle)
-    return payload
+        given[item.task.job_parameter] = job or job_of(item, handle)
+    return given
 
 
 def job_of(item: Item, handle: Handle | None) -> Job:

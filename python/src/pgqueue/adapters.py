@@ -18,6 +18,8 @@ def sync_connection(given: Any) -> Any:
     match _library(given):
         case "sqlalchemy":
             connection = given.connection() if callable(getattr(given, "connection", None)) else given
+            if not connection.in_transaction():  # it does not see what is done beneath it, and would not commit it
+                connection.begin()
             return connection.connection.driver_connection
         case "django":
             given.ensure_connection()
@@ -33,6 +35,8 @@ async def async_connection(given: Any) -> Any:
     if _library(given) != "sqlalchemy":
         return given
     connection = await given.connection() if hasattr(given, "sync_session") else given
+    if not connection.in_transaction():
+        await connection.begin()
     return (await connection.get_raw_connection()).driver_connection
 
 

@@ -31,7 +31,8 @@ def by_annotations(function: Callable[..., Any]) -> Codec | None:
     """Return a codec for a function some of whose annotations JSON does not have, if pydantic is installed.
 
     Pydantic models, dataclasses, datetime, UUID, Decimal, enumerations, tuples, sets and so on, also inside of lists
-    and dicts. Arguments are checked when they arrive. None: all of it is plain JSON, or pydantic is not installed.
+    and dicts. Arguments are checked when they are enqueued, and when they arrive. None: all of it is plain JSON, or
+    pydantic is not installed.
     """
     from pgqueue.app import Job
 
@@ -74,6 +75,11 @@ def _parts(hint: Any) -> Iterator[Any]:
         yield from _parts(part)
 
 
+def _dumped(adapter: TypeAdapter[Any], value: Any) -> Any:
+    """A wrong argument fails where the call is made, and what pydantic can convert, such as a dict, will do."""
+    return adapter.dump_python(adapter.validate_python(value), mode="json")
+
+
 class _ByAnnotations:
     def __init__(self, adapters: dict[str, TypeAdapter[Any]], result: TypeAdapter[Any] | None) -> None:
         self._adapters = adapters
@@ -82,8 +88,7 @@ class _ByAnnotations:
     def dump(self, arguments: dict[str, Any]) -> dict[str, Any]:
         adapters = self._adapters
         return {
-            name: adapters[name].dump_python(value, mode="json") if name in adapters else value
-            for name, value in arguments.items()
+            name: _dumped(adapters[name], value) if name in adapters else value for name, value in arguments.items()
         }
 
     def load(self, payload: dict[str, Any]) -> dict[str, Any]:
@@ -94,4 +99,4 @@ class _ByAnnotations:
         }
 
     def dump_result(self, result: Any) -> Any:
-        return result if self._result is None else self._result.dump_python(result, mode="json")
+        return result if self._result is None else _dumped(self._result, result)

@@ -150,7 +150,7 @@ class Runner:
         self._overdue(item.job, f"TimedOut: after {timeout:g} seconds, and its handler does not end")
 
     def _finished(self, item: Item, result: Any) -> None:
-        if self._is_settled(item):
+        if (self._settled or self._given_up) and self._is_settled(item):
             return
         if result is None:
             self._settler.ack(item.job, None)
@@ -171,11 +171,11 @@ class Runner:
 
     def _is_settled(self, item: Item) -> bool:
         """Whether nothing is left to say about a job whose handler has ended."""
-        if self._given_up and id(item) in self._given_up:
+        if id(item) in self._given_up:
             self._given_up.discard(id(item))
             return True
         key = (item.job.id, item.job.lease)
-        if self._settled and key in self._settled:
+        if key in self._settled:
             self._settled.discard(key)
             self._settler.forget(item.job)
             return True

@@ -54,7 +54,8 @@ def trends(samples: Sequence[Sample]) -> list[Trend]:
         last = [s[metric.key] for s in chosen[-tenth:] if s[metric.key] is not None]
         if first and last:
             largest = max(s[metric.key] for s in chosen if s[metric.key] is not None)
-            found.append(Trend(metric, median(first), median(last), largest))
+            typical = max if metric.peak else median
+            found.append(Trend(metric, typical(first), typical(last), largest))
     return found
 
 

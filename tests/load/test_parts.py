@@ -143,6 +143,15 @@ def test_what_grows_is_not_flat() -> None:
     assert "claim_p99" not in found
 
 
+def test_what_goes_up_and_down_is_judged_by_its_highest() -> None:
+    plain = dict.fromkeys(metric.key for metric in METRICS)
+    sizes = [size for _ in range(10) for size in (10, 100, 200, 300)]
+    for shift in range(4):
+        samples = [{**plain, "phase": "steady", "size_live": size} for size in sizes[shift:] + sizes[:shift]]
+        (trend,) = trends(samples)
+        assert (trend.first, trend.last, trend.flat) == (300, 300, True)
+
+
 def test_a_rate_that_falls_is_not_flat() -> None:
     metric = Metric("done", "jobs done", "jobs/s", 1.05, more_is_better=True)
     assert metric.flat(100, 96)

@@ -29,8 +29,8 @@ UNDER_FIRE = $(addprefix tests/, chaos failover load model pgbouncer upgrade)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build chain freeze venv lint format test test-matrix test-pgbouncer test-upgrade model chaos chaos-long failover \
-        bench load demo demo-stop install uninstall clean
+.PHONY: help build chain freeze venv lint pyright format test test-matrix test-pgbouncer test-upgrade model chaos chaos-long failover \
+        bench reference load demo demo-stop install uninstall clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -117,6 +117,9 @@ lint: build venv ## sqlfluff, ruff and mypy
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy $(SOURCES)
+
+pyright: venv ## pyright too, over the package and the examples (fetches it with npx)
+	npx --yes pyright --pythonpath $(BIN)/python
 
 format: venv ## let ruff format and repair what it can
 	$(BIN)/ruff format

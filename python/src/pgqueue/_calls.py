@@ -180,7 +180,7 @@ class Finding(NamedTuple):
 class Call(Generic[T]):
     """One statement to run, and how to read what comes back."""
 
-    sql: str
+    sql: bytes
     params: dict[str, Any]
     decode: Callable[[list[Row]], T]
     connection: AnyConnection | None
@@ -394,9 +394,10 @@ def _optional(function: Callable[..., Any]) -> frozenset[str]:
 
 
 @lru_cache(maxsize=512)
-def _sql(function: str, columns: str, names: tuple[str, ...]) -> str:
+def _sql(function: str, columns: str, names: tuple[str, ...]) -> bytes:
     known = _arguments_of(function)
-    return f"SELECT {columns} FROM pgq.{function}({', '.join(f'{n} => %({n})s::{known[n][0]}' for n in names)})"
+    arguments = ", ".join(f"{n} => %({n})s::{known[n][0]}" for n in names)
+    return f"SELECT {columns} FROM pgq.{function}({arguments})".encode()
 
 
 def _call(
@@ -1690,7 +1691,7 @@ def claim_held(queue: str, batch: int, lease_for: Interval | None, worker: str) 
     behind a pooler no other client inherits it. The connection must be in autocommit mode.
     """
     call = _call(claim, locals(), lambda rows: list(map(HeldJob._make, rows)), _HELD)
-    return replace(call, sql=f"{call.sql}, set_config('synchronous_commit', 'off', true)")
+    return replace(call, sql=call.sql + b", set_config('synchronous_commit', 'off', true)")
 
 
 def extend_held(leases: Iterable[int], lease_for: Interval | None) -> Call[dict[int, float]]:

@@ -15,12 +15,15 @@ class Codec(Protocol):
 
     def dump(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Return arguments by name as what ``json.dumps`` takes."""
+        ...
 
     def load(self, payload: dict[str, Any]) -> dict[str, Any]:
         """Return the arguments that a payload stands for."""
+        ...
 
     def dump_result(self, result: Any) -> Any:
         """Return a result as what ``json.dumps`` takes."""
+        ...
 
 
 # What JSON has by itself.

@@ -6,6 +6,7 @@ import asyncio
 import os
 import select
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -103,9 +104,10 @@ class _Exclusive:
         return None if rest <= 0 else min(_RETRY, rest)
 
     @staticmethod
-    def _settings(server_version: int) -> str:
+    def _settings(server_version: int) -> bytes:
         settings = {**_SERVER_SIDE, **({"transaction_timeout": "0"} if server_version >= 170000 else {})}
-        return "SELECT " + ", ".join(f"set_config('{key}', '{value}', true)" for key, value in settings.items())
+        calls = ", ".join(f"set_config('{key}', '{value}', true)" for key, value in settings.items())
+        return f"SELECT {calls}".encode()
 
 
 class Exclusive(_Exclusive):
@@ -236,7 +238,7 @@ class AsyncExclusive(_Exclusive):
                         self._connection.pgconn.finish()
                     raise
         ours = self._cancelled and isinstance(value, asyncio.CancelledError)
-        if self._cancelled and self._task is not None and hasattr(self._task, "uncancel"):
+        if sys.version_info >= (3, 11) and self._cancelled and self._task is not None:
             ours = self._task.uncancel() == 0 and ours  # else somebody else cancels, too
         if self._lost and (value is None or ours):
             self.check()

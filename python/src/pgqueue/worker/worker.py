@@ -104,7 +104,7 @@ class Worker:
         self._listen_dsn = os.environ.get("PGQUEUE_LISTEN_DSN") if listen_dsn is None else listen_dsn
         self._maintain = maintain
         self._grace = grace
-        self._mode = mode
+        self._mode: Mode = mode
         self.health = None if health is None else Health(health, self._is_ready)
         self._claims: Link | None = None
         self._fetcher: Fetcher | None = None

@@ -349,7 +349,7 @@ def test_the_async_client_joins_too(client: Client, dsn: str) -> None:
 def test_a_connection_of_the_wrong_kind_is_refused(dsn: str, connect: Connect) -> None:
     import asyncio
 
-    with pytest.raises(TypeError, match="AsyncConnection"):
+    with pytest.raises(TypeError, match="an async connection"):
         asyncio.run(AsyncClient().enqueue("q", connection=connect()))  # type: ignore[arg-type]
 
 

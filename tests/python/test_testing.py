@@ -79,6 +79,7 @@ def q(app: App, client: Client) -> App:
     return app
 
 
+@pytest.mark.direct("creates databases")
 @pytest.mark.parametrize("given", ["embedded", "option", "environment"])
 def test_the_plugin(dsn: str, tmp_path: Path, given: str) -> None:
     try:

@@ -27,7 +27,7 @@ class Codec(Protocol):
 
 
 # What JSON has by itself.
-_PLAIN = (str, int, float, bool, type(None), dict, list, Any)
+_PLAIN = (str, int, float, bool, type(None), dict, list, object, Any)
 
 
 def by_annotations(function: Callable[..., Any]) -> Codec | None:

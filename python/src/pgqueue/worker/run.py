@@ -339,11 +339,13 @@ def describe(error: BaseException) -> str:
     Of an :class:`Outcome` that says why, and has no other cause, only that.
     """
     trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        trace = trace.tb_next
     cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     if isinstance(error, Outcome) and str(error) and cause is None:
         lines = [str(error)]
     else:
-        lines = traceback.format_exception(type(error), error, trace and trace.tb_next)
+        lines = traceback.format_exception(type(error), error, trace)
     text = "".join(lines).replace("\0", "\\0")
     if len(text) > LONGEST_ERROR:
         text = "…" + text[-LONGEST_ERROR:]

@@ -23,7 +23,7 @@ CREATE FUNCTION pgq._task_key(purpose int) RETURNS bigint
 AS $$ SELECT 8099567524296785920 | purpose $$;
 COMMENT ON FUNCTION pgq._task_key(int) IS
     'Advisory lock of a task that one session does at a time: 1 the ring, 2 reap, 3 promote, 4 drop a queue, 5 resolve; '
-    '6, shared: let a job wait for others';
+    '6, shared: let a job wait for others; 7 pursue what is to stop';
 
 CREATE FUNCTION pgq._queue_key(queue_id int) RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE

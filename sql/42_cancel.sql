@@ -275,9 +275,18 @@ BEGIN
             CONTINUE WHEN v_places = '{}';
             PERFORM pgq._lock_lane(v_slot, v_lane);
             IF cardinality(v_places) = cardinality(pgq._ready(v_slot, v_lane, NULL, NULL)) THEN
-                -- The lane is taken to its end, as pgq.purge does: nobody has to walk over what has been here.
-                v_total := v_total + pgq._empty_lane(v_slot, v_lane);
-                v_places := pgq._ready(v_slot, v_lane, NULL, task);
+                -- The lane is taken to its end, as pgq.purge does: nobody has to walk over what has been here. Not if a
+                -- job of another task has been committed meanwhile.
+                BEGIN
+                    v_count := pgq._empty_lane(v_slot, v_lane);
+                    IF v_count <> cardinality(v_places) AND task IS NOT NULL THEN
+                        RAISE EXCEPTION 'others have come';
+                    END IF;
+                    v_total := v_total + v_count;
+                    v_places := pgq._ready(v_slot, v_lane, NULL, task);
+                EXCEPTION WHEN raise_exception THEN
+                    NULL;
+                END;
             END IF;
             v_gone := ARRAY(SELECT w.id FROM pgq._withdraw(v_slot, v_places, 'cancelled') w);
             PERFORM pgq._hand_back(v_gone, 'cancelled');
@@ -373,7 +382,8 @@ AS $$
 DECLARE
     v_id bigint;
 BEGIN
-    IF NOT EXISTS (SELECT FROM pgq.cancel_request) OR NOT pgq._due_again('cancel', '1 second') THEN
+    IF NOT EXISTS (SELECT FROM pgq.cancel_request)
+        OR NOT pg_try_advisory_xact_lock(pgq._task_key(7)) OR NOT pgq._due_again('cancel', '1 second') THEN
         RETURN;
     END IF;
     FOR v_id IN SELECT c.id FROM pgq.cancel_request c ORDER BY random() LIMIT 100 LOOP

@@ -167,8 +167,8 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION pgq.add_to_batch(bigint, bigint[]) IS
-    'Lets the job of a batch, or another one that waits, wait for these jobs too. Raises PQ006 if it waits no longer, 22023 '
-    'if it would wait for itself, 22004';
+    'Lets the job of a batch, or another one that waits, wait for these jobs too. One that it has waited for before, and that '
+    'has ended, counts again. Raises PQ006 if it waits no longer, 22023 if it would wait for itself, 22004';
 
 CREATE TYPE pgq.batch_state AS (id bigint, done int, failed int, pending bigint);
 COMMENT ON TYPE pgq.batch_state IS 'How far a batch is';

@@ -30,7 +30,8 @@ COMMENT ON COLUMN pgq.job_state.error IS 'The last error';
 
 -- The lease under which a job's row was taken that its lane's position has passed: the first one whose position is not
 -- before the row's. Positions grow with the lease ids, so it is found by halving; walking there would take a step for
--- each claim since. But a row whose transaction ended late was taken by some later lease; that one is walked to.
+-- each claim since. But a row whose transaction ended late was taken by some later lease; that one is walked to. So is
+-- the last one of a job that was taken back (pgq._withdraw): positions say nothing there.
 CREATE FUNCTION pgq._lease_of_0(lane bigint, xid xid8, job bigint, attempt int) RETURNS bigint
     LANGUAGE plpgsql STABLE
 AS $$
@@ -59,7 +60,7 @@ BEGIN
             (
                 SELECT l.id FROM pgq.lease_0 l
                 WHERE l.id = (SELECT min(s.found) FROM search s) AND job = ANY (l.job_ids)
-                    AND xid <> ALL (coalesce(l.open_xids, '{}'))
+                    AND xid <> ALL (coalesce(l.open_xids, '{}')) AND _lease_of_0.lane & 128 = 0
             ), (
                 SELECT l.id FROM pgq.lease_0 l
                 WHERE l.lane = _lease_of_0.lane AND job = ANY (l.job_ids)
@@ -109,6 +110,13 @@ $$;
 COMMENT ON FUNCTION pgq._find_0(bigint) IS 'What segment 0 knows of a job';
 
 SELECT pgq._for_each_slot('pgq._find_0(bigint)');
+
+CREATE FUNCTION pgq._started_at(kind pgq.outcome_kind, started_at timestamptz, finished_at timestamptz, worker text)
+    RETURNS timestamptz
+    LANGUAGE sql IMMUTABLE
+AS $$ SELECT CASE WHEN kind <> 'cancelled' OR started_at < finished_at OR worker IS NOT NULL THEN started_at END $$;
+COMMENT ON FUNCTION pgq._started_at(pgq.outcome_kind, timestamptz, timestamptz, text) IS
+    'When an archived attempt began; null: it never did, as the job was cancelled before';
 
 CREATE FUNCTION pgq.job_status(id bigint) RETURNS SETOF pgq.job_state
     LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -169,8 +177,8 @@ BEGIN
         RETURN;
     END IF;
     RETURN QUERY
-    SELECT a.id, a.queue, a.task, a.kind::text, a.attempt::int, a.enqueued_at, NULL::timestamptz, a.started_at,
-        a.finished_at, a.result, a.error
+    SELECT a.id, a.queue, a.task, a.kind::text, a.attempt::int, a.enqueued_at, NULL::timestamptz,
+        pgq._started_at(a.kind, a.started_at, a.finished_at, a.worker), a.finished_at, a.result, a.error
     FROM pgq.archive a
     WHERE a.id = job_status.id AND a.kind IN ('done', 'cancelled')
     ORDER BY a.finished_at DESC
@@ -286,7 +294,8 @@ BEGIN
                 CASE WHEN s.kind IS NULL THEN s.expires_at END, s.result, s.error, NULL
             FROM pgq.straggler s WHERE s.id = attempts.id
             UNION ALL
-            SELECT a.attempt::int, a.kind::text, a.lease, a.worker, a.started_at, a.finished_at, NULL, a.result, a.error,
+            SELECT a.attempt::int, a.kind::text, a.lease, a.worker,
+                pgq._started_at(a.kind, a.started_at, a.finished_at, a.worker), a.finished_at, NULL, a.result, a.error,
                 NULL
             FROM pgq.archive a WHERE a.id = attempts.id
         ) k

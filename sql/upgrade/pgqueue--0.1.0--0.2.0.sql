@@ -344,7 +344,7 @@ END;
 $$;
 COMMENT ON FUNCTION pgq._task_key(int) IS
     'Advisory lock of a task that one session does at a time: 1 the ring, 2 reap, 3 promote, 4 drop a queue, 5 resolve; '
-    '6, shared: let a job wait for others';
+    '6, shared: let a job wait for others; 7 pursue what is to stop';
 
 CREATE FUNCTION pgq._wait_key(job bigint) RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -1725,9 +1725,18 @@ BEGIN
             CONTINUE WHEN v_places = '{}';
             PERFORM pgq._lock_lane(v_slot, v_lane);
             IF cardinality(v_places) = cardinality(pgq._ready(v_slot, v_lane, NULL, NULL)) THEN
-                -- The lane is taken to its end, as pgq.purge does: nobody has to walk over what has been here.
-                v_total := v_total + pgq._empty_lane(v_slot, v_lane);
-                v_places := pgq._ready(v_slot, v_lane, NULL, task);
+                -- The lane is taken to its end, as pgq.purge does: nobody has to walk over what has been here. Not if a
+                -- job of another task has been committed meanwhile.
+                BEGIN
+                    v_count := pgq._empty_lane(v_slot, v_lane);
+                    IF v_count <> cardinality(v_places) AND task IS NOT NULL THEN
+                        RAISE EXCEPTION 'others have come';
+                    END IF;
+                    v_total := v_total + v_count;
+                    v_places := pgq._ready(v_slot, v_lane, NULL, task);
+                EXCEPTION WHEN raise_exception THEN
+                    NULL;
+                END;
             END IF;
             v_gone := ARRAY(SELECT w.id FROM pgq._withdraw(v_slot, v_places, 'cancelled') w);
             PERFORM pgq._hand_back(v_gone, 'cancelled');
@@ -1822,7 +1831,8 @@ AS $$
 DECLARE
     v_id bigint;
 BEGIN
-    IF NOT EXISTS (SELECT FROM pgq.cancel_request) OR NOT pgq._due_again('cancel', '1 second') THEN
+    IF NOT EXISTS (SELECT FROM pgq.cancel_request)
+        OR NOT pg_try_advisory_xact_lock(pgq._task_key(7)) OR NOT pgq._due_again('cancel', '1 second') THEN
         RETURN;
     END IF;
     FOR v_id IN SELECT c.id FROM pgq.cancel_request c ORDER BY random() LIMIT 100 LOOP
@@ -2922,8 +2932,8 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION pgq.add_to_batch(bigint, bigint[]) IS
-    'Lets the job of a batch, or another one that waits, wait for these jobs too. Raises PQ006 if it waits no longer, 22023 '
-    'if it would wait for itself, 22004';
+    'Lets the job of a batch, or another one that waits, wait for these jobs too. One that it has waited for before, and that '
+    'has ended, counts again. Raises PQ006 if it waits no longer, 22023 if it would wait for itself, 22004';
 CREATE TYPE pgq.batch_state AS (id bigint, done int, failed int, pending bigint);
 COMMENT ON TYPE pgq.batch_state IS 'How far a batch is';
 COMMENT ON COLUMN pgq.batch_state.id IS 'Id of the batch, which is its last job''s';
@@ -4819,7 +4829,7 @@ BEGIN
             (
                 SELECT l.id FROM pgq.lease_0 l
                 WHERE l.id = (SELECT min(s.found) FROM search s) AND job = ANY (l.job_ids)
-                    AND xid <> ALL (coalesce(l.open_xids, '{}'))
+                    AND xid <> ALL (coalesce(l.open_xids, '{}')) AND _lease_of_0.lane & 128 = 0
             ), (
                 SELECT l.id FROM pgq.lease_0 l
                 WHERE l.lane = _lease_of_0.lane AND job = ANY (l.job_ids)
@@ -4970,7 +4980,8 @@ BEGIN
                 CASE WHEN s.kind IS NULL THEN s.expires_at END, s.result, s.error, NULL
             FROM pgq.straggler s WHERE s.id = attempts.id
             UNION ALL
-            SELECT a.attempt::int, a.kind::text, a.lease, a.worker, a.started_at, a.finished_at, NULL, a.result, a.error,
+            SELECT a.attempt::int, a.kind::text, a.lease, a.worker,
+                pgq._started_at(a.kind, a.started_at, a.finished_at, a.worker), a.finished_at, NULL, a.result, a.error,
                 NULL
             FROM pgq.archive a WHERE a.id = attempts.id
         ) k
@@ -5190,6 +5201,13 @@ BEGIN
 END;
 $$;
 
+CREATE FUNCTION pgq._started_at(kind pgq.outcome_kind, started_at timestamptz, finished_at timestamptz, worker text)
+    RETURNS timestamptz
+    LANGUAGE sql IMMUTABLE
+AS $$ SELECT CASE WHEN kind <> 'cancelled' OR started_at < finished_at OR worker IS NOT NULL THEN started_at END $$;
+COMMENT ON FUNCTION pgq._started_at(pgq.outcome_kind, timestamptz, timestamptz, text) IS
+    'When an archived attempt began; null: it never did, as the job was cancelled before';
+
 CREATE OR REPLACE FUNCTION pgq.job_status(id bigint) RETURNS SETOF pgq.job_state
     LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET jit = off
@@ -5249,8 +5267,8 @@ BEGIN
         RETURN;
     END IF;
     RETURN QUERY
-    SELECT a.id, a.queue, a.task, a.kind::text, a.attempt::int, a.enqueued_at, NULL::timestamptz, a.started_at,
-        a.finished_at, a.result, a.error
+    SELECT a.id, a.queue, a.task, a.kind::text, a.attempt::int, a.enqueued_at, NULL::timestamptz,
+        pgq._started_at(a.kind, a.started_at, a.finished_at, a.worker), a.finished_at, a.result, a.error
     FROM pgq.archive a
     WHERE a.id = job_status.id AND a.kind IN ('done', 'cancelled')
     ORDER BY a.finished_at DESC
@@ -5508,6 +5526,7 @@ REVOKE ALL ON FUNCTION
     pgq._give_up(bigint[], text[]), pgq._take_in(bigint[], pgq.outcome_kind[]), pgq._end_of(bigint, xid8),
     pgq._look_after(int, boolean), pgq._resolve(int), pgq._look_around(), pgq._tidy_dependents(), pgq.watch_job(bigint),
     pgq.unwatch_job(bigint),
+    pgq._started_at(pgq.outcome_kind, timestamptz, timestamptz, text),
     pgq._check_unique(text, interval, text), pgq.set_unique(text, text, interval, text), pgq._lives(bigint, boolean),
     pgq._holds(pgq.unique_key), pgq._take_key(pgq.unique_key), pgq._drop_keys(bigint[]), pgq._tidy_keys(),
     pgq._repeat(bigint, jsonb, text, jsonb, timestamptz),

@@ -1001,3 +1001,85 @@ def test_workers_are_not_granted_to_cancel(db: Connection, connect: Connect) -> 
         admin.close()
     finally:
         db.execute("DROP OWNED BY cancel_consumer, cancel_admin; DROP ROLE cancel_consumer, cancel_admin")
+
+
+# What was taken back before -------------------------------------------------------------------------------------------
+
+
+def put_off(db: Connection, clock: Clock, job: int) -> None:
+    call(db, "reschedule", job, clock.now() + timedelta(minutes=1))
+    clock.advance(61)
+    call(db, "promote")
+
+
+def move_twice(db: Connection, clock: Clock, job: int) -> None:
+    call(db, "set_priority", job, 7)
+    call(db, "set_priority", job, 0)
+
+
+@pytest.mark.parametrize("before", [put_off, move_twice])
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_job_that_was_moved_and_then_cancelled_is_known_as_cancelled(
+    db: Connection, clock: Clock, before: Callable[[Connection, Clock, int], None], times: int
+) -> None:
+    create(db)
+    (job,) = enqueue(db)
+    for _ in range(times):
+        before(db, clock, job)
+        assert status(db, job).state == "ready"
+    for _ in range(2):
+        assert call(db, "cancel", job) == "cancelled"
+        assert status(db, job).state == "cancelled"
+    agree(db)
+    assert status(db, job).state == "cancelled"
+
+
+def test_a_cancelled_job_is_the_same_in_the_archive(db: Connection) -> None:
+    create(db)
+    (job,) = enqueue(db)
+    call(db, "cancel", job)
+    before, tried = status(db, job), db.execute("SELECT * FROM pgq.attempts(%s)", [job]).fetchall()
+    retire_all(db)
+    assert status(db, job) == before
+    assert db.execute("SELECT * FROM pgq.attempts(%s)", [job]).fetchall() == tried
+
+
+def test_two_sessions_maintain_while_a_job_is_asked_to_stop(db: Connection, connect: Connect, clock: Clock) -> None:
+    create(db)
+    enqueue(db)
+    job = claim_one(db)
+    call(db, "cancel", job.id)
+    call(db, "maintain")
+    clock.advance(2)
+    other = connect(autocommit=False)
+    call(other, "maintain")
+    call(db, "maintain")
+    other.commit()
+    ack(db, [job])
+    clock.advance(2)
+    call(db, "maintain")
+    assert column(db, "TABLE pgq.cancel_request") == []
+
+
+@pytest.mark.direct("looks at a session from another one")
+def test_cancel_many_of_a_task_leaves_a_job_that_is_committed_meanwhile(db: Connection, connect: Connect) -> None:
+    create(db, shards=1)
+    create(db, "other")
+    enqueue(db, task="a")
+    canceller, producer, ring, blocker = (connect(autocommit=n == 0) for n in range(4))
+    (job,) = enqueue(producer, task="b")
+    rotate(db)
+    enqueue(db, queue="other")
+    ring.execute("SELECT pg_advisory_xact_lock(pgq._task_key(1))")
+    count = in_background(call, canceller, "cancel_many", "q", task="a")
+    until_blocked(db, canceller)  # it has looked which jobs are of the task
+    rotate(ring)
+    slot = one(db, "SELECT pg_sequence_last_value('pgq.epoch') & 15")
+    blocker.execute(f"LOCK TABLE pgq.job_{slot} IN SHARE MODE")
+    ring.commit()
+    query = "SELECT wait_event = 'relation' FROM pg_stat_activity WHERE pid = %s"
+    eventually(lambda: one(db, query, canceller.info.backend_pid))  # and that there are no others
+    producer.commit()
+    blocker.commit()
+    assert count.result(20) == 1
+    assert ids(claim(db, 10)) == [job]

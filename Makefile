@@ -24,8 +24,10 @@ MATRIX    ?= 14 15 17
 WORKERS   ?= 3
 PYTEST     = $(BIN)/python -m pytest -n $(WORKERS)
 SOURCES    = python/src tests examples
-# Short forms of the long runs; `make test` has them on the last of its servers only.
+# Short forms of the long runs, and what hardly depends on the server's version; `make test` has them on the last of its
+# servers only.
 UNDER_FIRE = $(addprefix tests/, chaos failover load model pgbouncer upgrade)
+ONCE       = $(UNDER_FIRE) $(addprefix tests/, demo docs examples python)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -129,7 +131,7 @@ format: venv ## let ruff format and repair what it can
 
 test: build venv lint ## everything, from nothing: build, lint, the suite on PostgreSQL 16 and 18 (PG=18: one of them)
 	@set -e; for pg in $(PG); do echo "== PostgreSQL $$pg"; \
-	  ignore=; if [ $$pg != $(lastword $(PG)) ]; then ignore='$(addprefix --ignore=, $(UNDER_FIRE))'; fi; \
+	  ignore=; if [ $$pg != $(lastword $(PG)) ]; then ignore='$(addprefix --ignore=, $(ONCE))'; fi; \
 	  $(PYTEST) --pg=$$pg $$ignore $(ARGS) tests; done
 
 test-pgbouncer: build venv ## the SQL and Python suites through PgBouncer in transaction mode

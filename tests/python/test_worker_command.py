@@ -122,6 +122,7 @@ def ask(port: int, path: str, method: str = "GET") -> int:
 
 def test_a_worker_tells_how_it_is(app: App, client: Client, running: Running) -> None:
     with running(health="127.0.0.1:0", poll=0.05) as worker:
+        eventually(lambda: worker.health and worker.health._server)
         assert worker.health is not None
         port = worker.health.port
         eventually(lambda: ask(port, "/ready") == 200)

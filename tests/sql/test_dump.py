@@ -238,7 +238,7 @@ def test_new_jobs_are_found_although_the_old_cursor_is_far_ahead(
     ack(db, claim(db, 2))
     there = copy(old, dsn, lower, tmp_path)
     assert xid(there) + 10_000 < xid(db), "the new cluster's transaction ids are not lower"
-    assert one(there, "SELECT max(cursor_xid)::text::bigint FROM pgq.lease") > xid(there)
+    assert one(there, "SELECT max(cursor_xid::text::bigint) FROM pgq.lease") > xid(there)
     assert ids(claim(there, 1)) == [3]
     for expected in range(4, 9):
         assert enqueue(there) == [expected]

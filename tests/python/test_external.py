@@ -141,6 +141,7 @@ def test_a_command_is_ended_when_the_worker_stops(client: Client, dsn: str, tmp_
     job = client.enqueue("q")
     with working(command_app(dsn, f"trap '' TERM; echo $$ > {child}; while :; do sleep 0.1; done")):
         eventually(lambda: child.exists() and child.read_text())
+    assert not alive(child)
     assert status(client, job).state == "ready"
 
 

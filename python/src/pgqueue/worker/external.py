@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 EX_TEMPFAIL = 75
 DELAY = 60.0
-# Seconds after which a command that was asked to end is killed, and between two looks whether it is wanted at all.
-LAST_SECONDS = 5.0
+# Seconds after which a command that was asked to end is killed: a worker that stops waits no longer than a second.
+PATIENCE = 0.5
+# Seconds between two looks whether it is wanted at all.
 LOOK = 0.5
 
 
@@ -116,7 +117,7 @@ async def _end(process: asyncio.subprocess.Process, talk: asyncio.Future[Any]) -
     for number in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, number)
-        await asyncio.wait({talk}, timeout=LAST_SECONDS)
+        await asyncio.wait({talk}, timeout=PATIENCE)
         if talk.done():
             break
     talk.cancel()

@@ -126,21 +126,21 @@ def test_dead_letters_are_discarded(run: Run, client: Client) -> None:
 
 
 def test_a_job_is_shown_with_its_attempts(run: Run, client: Client) -> None:
-    assert run("job", "999999").exit_code == 1
+    assert run("show", "999999").exit_code == 1
     (id,) = bury(client, error="no such user")
     client.redrive("q")
-    shown = run("job", str(id))
+    shown = run("show", str(id))
     assert (shown.exit_code, "ready" in shown.output, "dead" in shown.output) == (0, True, True)
     (job,) = client.claim("q", worker="me")
     client.progress(id, job.lease, 0.5)
-    facts = json.loads(run("job", str(id), "--json").output)
-    assert facts["state"]["state"] == "running"
+    facts = json.loads(run("show", str(id), "--json").output)
+    assert facts["state"] == "running"
     assert [(a["attempt"], a["state"], a["worker"], a["error"], a["progress"]) for a in facts["attempts"]] == [
         (1, "dead", "w", "no such user", None),
         (1, "running", "me", None, 0.5),
     ]
     client.reject(id, job.lease, retry=False)
     client.discard("q", [id])
-    facts = json.loads(run("job", str(id), "--json").output)
-    assert (facts["state"], len(facts["attempts"])) == (None, 2)
-    assert "attempts" in run("job", str(id)).output
+    facts = json.loads(run("show", str(id), "--json").output)
+    assert (facts["id"], facts["state"], len(facts["attempts"])) == (id, None, 2)
+    assert "attempts" in run("show", str(id)).output

@@ -78,8 +78,8 @@ def screen(frame: Frame, history: History, size: ConsoleDimensions | None = None
     failures = frame.failures[: max(lines // 5, 3)]
     workers = frame.workers[: max(lines // 4, 4)]
     room = max(lines - len(failures) - len(workers) - 8, 3)
-    busiest = sorted(frame.queues, key=_busy, reverse=True)[:room]
-    queues = [queue for queue in frame.queues if queue in busiest]
+    busiest = {queue.queue for queue in sorted(frame.queues, key=_busy, reverse=True)[:room]}
+    queues = [queue for queue in frame.queues if queue.queue in busiest]
     counts = [_of(len(queues), len(frame.queues), "queues"), _of(len(workers), len(frame.workers), "workers")]
     return Group(
         Text(f"pgqueue top  {frame.at.isoformat(' ', 'seconds')}  {', '.join(counts)}", style="bold"),

@@ -56,7 +56,8 @@ def _watch(client: Client, interval: float, period: float) -> None:
     from pgqueue.cli.keys import pressed, single_keys
 
     history = History()
-    with suppress(KeyboardInterrupt), single_keys(sys.stdin), Live(console=console(), screen=True, auto_refresh=False) as live:
+    drawn = Live(console=console(), screen=True, auto_refresh=False)
+    with suppress(KeyboardInterrupt), single_keys(sys.stdin), drawn as live:
         while True:
             since = time.monotonic()
             frame = look(client, period)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pgqueue import Client, InvalidArgument, LeaseLost, QueueNotFound
-from pgqueue.client import DeadLetter, JobAttempt
+from pgqueue.client import DeadLetter, Failure, JobAttempt, LiveJob, QueueActivity, QueueSetting, WorkerStat
 from tests.python.support import Face, Run
 
 
@@ -75,6 +75,34 @@ def test_dead_letters(face: Face) -> None:
     for method in (face.dead_letters, face.redrive_where, face.discard_where):
         with pytest.raises(QueueNotFound):
             method("nowhere")
+
+
+def test_what_goes_on(face: Face) -> None:
+    face.enqueue_many("q", [{"n": n} for n in range(5)], task="t")
+    broken, _ = face.claim("q", 2, worker="w")
+    face.reject(broken.id, broken.lease, "broken", retry_in=3600)
+    (queue,) = face.queues()
+    assert isinstance(queue, QueueSetting)
+    assert (queue.queue, queue.max_attempts, queue.backoff) == ("q", 20, timedelta(0))
+    running, *ready, retrying = face.jobs("q", task="t")
+    assert isinstance(running, LiveJob)
+    assert (running.state, running.worker, running.payload) == ("running", "w", {"n": 1})
+    assert ([job.state for job in ready], retrying.id) == (["ready"] * 3, broken.id)
+    assert [job.id for job in face.jobs("q", state="ready", n=1, newest=True)] == [max(job.id for job in ready)]
+    (worker,) = face.workers()
+    assert isinstance(worker, WorkerStat)
+    assert (worker.worker, worker.queues, worker.jobs) == ("w", ["q"], 1)
+    (activity,) = face.activity(timedelta(minutes=1))
+    assert isinstance(activity, QueueActivity)
+    assert (activity.ready, activity.running, activity.retrying, activity.exact) == (3, 1, 1, True)
+    (failure,) = face.failures(5)
+    assert isinstance(failure, Failure)
+    assert (failure.id, failure.task, failure.kind, failure.error) == (broken.id, "t", "retry", "broken")
+    with pytest.raises(QueueNotFound):
+        face.jobs("nowhere")
+    for bad in ({"state": "dead"}, {"n": 0}):
+        with pytest.raises(InvalidArgument):
+            face.jobs("q", **bad)
 
 
 # The commands ---------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import click
@@ -14,6 +15,8 @@ import pytest
 from click.testing import CliRunner
 
 from pgqueue import Client, __version__, cli
+
+ROOT = Path(__file__).parents[2]
 
 
 def commands(group: click.Group) -> Iterator[click.Command]:
@@ -138,6 +141,13 @@ def test_the_help_lists_each_command_in_its_section(run: Any) -> None:
         assert f"  {name} " in help
         assert command.get_short_help_str(20)[:15] in help
     assert help.index("Queues:") < help.index("create-queue") < help.index("Jobs:") < help.index("enqueue")
+
+
+def test_every_command_is_in_the_documentation() -> None:
+    section = (ROOT / "docs/features.md").read_text().partition("## The command line")[2]
+    for name, command in cli.main.commands.items():
+        for sub in command.commands if isinstance(command, click.Group) else [""]:
+            assert f"`{name} {sub}".rstrip() in section, f"{name} {sub}"
 
 
 @pytest.mark.parametrize("name", ["it's", "a\nb\x1b[2J", " ", "NULL", "[bold]x[/]", "-x", "ü☃🎉", "x" * 128])

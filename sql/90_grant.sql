@@ -71,6 +71,7 @@ BEGIN
         pgq.next_runs, pgq.dead_letters, pgq.redrive, pgq.redrive_where, pgq.discard, pgq.discard_where,
         pgq.job_status, pgq.batch_status, pgq.waits_for, pgq.wait, pgq.watch_job,
         pgq.unwatch_job, pgq.attempts, pgq.job_progress, pgq.stats, pgq.doctor,
+        pgq.queues, pgq.jobs, pgq.workers, pgq.activity, pgq.failures,
         pgq.grant_producer, pgq.grant_consumer, pgq.grant_admin
     }');
     EXECUTE format('GRANT SELECT ON pgq.queue_stats, pgq.archive, pgq.schedule TO %s', role);

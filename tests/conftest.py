@@ -20,7 +20,7 @@ import pytest
 from pytest_postgresql.janitor import DatabaseJanitor
 
 from pgqueue.embedded import copy_installation
-from pgqueue.testing import Clock
+from pgqueue.testing import Clock as Clock
 from tests.cluster import Cluster, find_binaries, kill_clusters
 from tests.pgbouncer.bouncer import PgBouncer, find_program, kill_bouncers
 from tests.programs import make

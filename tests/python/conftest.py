@@ -59,7 +59,10 @@ def run(dsn: str) -> Run:
     """Run `pgqueue …` on the test's database: `run("stats", "--json")`."""
 
     def run(*arguments: str, dsn: str = dsn, stdin: str | None = None) -> Result:
-        result = CliRunner().invoke(cli.main, [*arguments, "--dsn", dsn], input=stdin)
+        if "--" in arguments:
+            result = CliRunner(env={"PGQUEUE_DSN": dsn}).invoke(cli.main, arguments, input=stdin)
+        else:
+            result = CliRunner().invoke(cli.main, [*arguments, "--dsn", dsn], input=stdin)
         if result.exception and not isinstance(result.exception, SystemExit):
             raise result.exception
         return result

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pgqueue import Client, InvalidArgument, LeaseLost, QueueNotFound
-from pgqueue.client import DeadLetter, JobAttempt
+from pgqueue.client import DeadLetter, Failure, JobAttempt, LiveJob, QueueActivity, QueueSetting, WorkerStat
 from tests.python.support import Face, Run
 
 
@@ -77,6 +77,34 @@ def test_dead_letters(face: Face) -> None:
             method("nowhere")
 
 
+def test_what_goes_on(face: Face) -> None:
+    face.enqueue_many("q", [{"n": n} for n in range(5)], task="t")
+    broken, _ = face.claim("q", 2, worker="w")
+    face.reject(broken.id, broken.lease, "broken", retry_in=3600)
+    (queue,) = face.queues()
+    assert isinstance(queue, QueueSetting)
+    assert (queue.queue, queue.max_attempts, queue.backoff) == ("q", 20, timedelta(0))
+    running, *ready, retrying = face.jobs("q", task="t")
+    assert isinstance(running, LiveJob)
+    assert (running.state, running.worker, running.payload) == ("running", "w", {"n": 1})
+    assert ([job.state for job in ready], retrying.id) == (["ready"] * 3, broken.id)
+    assert [job.id for job in face.jobs("q", state="ready", n=1, newest=True)] == [max(job.id for job in ready)]
+    (worker,) = face.workers()
+    assert isinstance(worker, WorkerStat)
+    assert (worker.worker, worker.queues, worker.jobs) == ("w", ["q"], 1)
+    (activity,) = face.activity(timedelta(minutes=1))
+    assert isinstance(activity, QueueActivity)
+    assert (activity.ready, activity.running, activity.retrying, activity.exact) == (3, 1, 1, True)
+    (failure,) = face.failures(5)
+    assert isinstance(failure, Failure)
+    assert (failure.id, failure.task, failure.kind, failure.error) == (broken.id, "t", "retry", "broken")
+    with pytest.raises(QueueNotFound):
+        face.jobs("nowhere")
+    for bad in ({"state": "dead"}, {"n": 0}):
+        with pytest.raises(InvalidArgument):
+            face.jobs("q", **bad)
+
+
 # The commands ---------------------------------------------------------------------------------------------------------
 
 
@@ -126,21 +154,21 @@ def test_dead_letters_are_discarded(run: Run, client: Client) -> None:
 
 
 def test_a_job_is_shown_with_its_attempts(run: Run, client: Client) -> None:
-    assert run("job", "999999").exit_code == 1
+    assert run("show", "999999").exit_code == 1
     (id,) = bury(client, error="no such user")
     client.redrive("q")
-    shown = run("job", str(id))
+    shown = run("show", str(id))
     assert (shown.exit_code, "ready" in shown.output, "dead" in shown.output) == (0, True, True)
     (job,) = client.claim("q", worker="me")
     client.progress(id, job.lease, 0.5)
-    facts = json.loads(run("job", str(id), "--json").output)
-    assert facts["state"]["state"] == "running"
+    facts = json.loads(run("show", str(id), "--json").output)
+    assert facts["state"] == "running"
     assert [(a["attempt"], a["state"], a["worker"], a["error"], a["progress"]) for a in facts["attempts"]] == [
         (1, "dead", "w", "no such user", None),
         (1, "running", "me", None, 0.5),
     ]
     client.reject(id, job.lease, retry=False)
     client.discard("q", [id])
-    facts = json.loads(run("job", str(id), "--json").output)
-    assert (facts["state"], len(facts["attempts"])) == (None, 2)
-    assert "attempts" in run("job", str(id)).output
+    facts = json.loads(run("show", str(id), "--json").output)
+    assert (facts["id"], facts["state"], len(facts["attempts"])) == (id, None, 2)
+    assert "attempts" in run("show", str(id)).output

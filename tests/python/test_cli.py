@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import click
@@ -14,6 +15,8 @@ import pytest
 from click.testing import CliRunner
 
 from pgqueue import Client, __version__, cli
+
+ROOT = Path(__file__).parents[2]
 
 
 def commands(group: click.Group) -> Iterator[click.Command]:
@@ -24,7 +27,8 @@ def commands(group: click.Group) -> Iterator[click.Command]:
 
 
 def test_every_command_and_option_has_help() -> None:
-    assert {cli.dead_list, cli.schedule_list} < set(commands(cli.main))
+    names = [command.name for command in commands(cli.main)]
+    assert {"enqueue", "redrive", "next-runs", "top"} < set(names)
     for command in (*commands(cli.main), cli.worker):
         assert command.help, command.name
         for parameter in command.params:
@@ -76,14 +80,15 @@ def test_install_is_refused_twice_and_over_something_else(run: Any, bare_dsn: st
 
 
 def test_commands_say_that_pgq_is_missing(run: Any, bare_dsn: str) -> None:
-    for command in (["stats"], ["version"], ["upgrade"]):
+    for command in (["stats"], ["version"], ["upgrade"], ["queues"], ["top"], ["workers"], ["wait", "1"]):
         result = run(*command, dsn=bare_dsn)
         assert result.exit_code == 1
         assert "pgqueue install" in result.output
 
 
-def test_a_server_that_is_away_is_explained(run: Any) -> None:
-    result = run("stats", dsn="host=/nonexistent")
+@pytest.mark.parametrize("command", [["stats"], ["top"], ["wait", "1"]])
+def test_a_server_that_is_away_is_explained(run: Any, command: list[str]) -> None:
+    result = run(*command, dsn="host=/nonexistent")
     assert result.exit_code == 1
     assert "/nonexistent" in result.output
 
@@ -123,10 +128,41 @@ def test_the_worker_command_explains_an_unknown_queue(dsn: str) -> None:
     assert "nowhere" in result.output
 
 
-def test_import_loads_nothing_heavy() -> None:
-    loaded = "import sys, pgqueue; print('psycopg' in sys.modules, 'click' in sys.modules)"
+@pytest.mark.parametrize(("module", "heavy"), [("pgqueue", ["psycopg", "click"]), ("pgqueue.cli", ["psycopg", "rich"])])
+def test_import_loads_nothing_heavy(module: str, heavy: list[str]) -> None:
+    loaded = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True)
-    assert done.stdout == "False False\n"
+    assert done.stdout == "[]\n"
+
+
+def test_the_help_lists_each_command_in_its_section(run: Any) -> None:
+    help = CliRunner().invoke(cli.main, ["--help"]).output
+    for name, command in cli.main.commands.items():
+        assert f"  {name} " in help
+        assert command.get_short_help_str(20)[:15] in help
+    assert help.index("Queues:") < help.index("create-queue") < help.index("Jobs:") < help.index("enqueue")
+
+
+def test_every_command_is_in_the_documentation() -> None:
+    section = (ROOT / "docs/features.md").read_text().partition("## The command line")[2]
+    for name, command in cli.main.commands.items():
+        for sub in command.commands if isinstance(command, click.Group) else [""]:
+            assert f"`{name} {sub}".rstrip() in section, f"{name} {sub}"
+
+
+@pytest.mark.parametrize("name", ["it's", "a\nb\x1b[2J", " ", "NULL", "[bold]x[/]", "-x", "ü☃🎉", "x" * 128])
+def test_a_queue_may_have_any_name(run: Any, name: str) -> None:
+    for command in (["create-queue"], ["alter-queue", "--max-attempts", "7"], ["pause"], ["resume"], ["enqueue"]):
+        result = run(*command, "--", name)
+        assert result.exit_code == 0, result.output
+    assert len(json.loads(run("jobs", "--json", "--", name).output)) == 1
+    assert "ready" in run("jobs", "--", name).output
+    for command in ("queues", "stats", "top"):
+        printed = run(command).output
+        assert (command, "\x1b" in printed, name[:1] in printed) == (command, False, True)
+        facts = json.loads(run(command, "--json").output)
+        assert [row["queue"] for row in (facts["queues"] if command == "top" else facts)] == [name]
+    assert run("drop-queue", "--force", "--", name).exit_code == 0
 
 
 def test_all_names_can_be_imported() -> None:

@@ -48,6 +48,21 @@ def test_next_runs_of_a_line_by_the_clock_that_was_asked_for(run: Run, client: C
     assert datetime.fromisoformat(one) == client.next_runs("0 0 1 1 *", "Asia/Kolkata", 1)[0]
 
 
+def test_a_schedule_is_added_changed_and_removed(run: Run, client: Client) -> None:
+    assert run("schedule", "add", "nightly", "30 2 * * *", "q", '{"a": 1}', "--task", "report").exit_code == 0
+    changed = run("schedule", "add", "nightly", "0 3 * * *", "q", "--timezone", "Europe/Berlin", "--catch-up", "all")
+    assert changed.output == "schedule nightly is there\n"
+    (row,) = json.loads(run("schedule", "list", "--json").output)
+    assert (row["name"], row["cron"], row["timezone"]) == ("nightly", "0 3 * * *", "Europe/Berlin")
+    assert run("schedule", "remove", "nightly").output == "schedule nightly removed\n"
+    again = run("schedule", "remove", "nightly")
+    assert (again.exit_code, "nightly" in again.stderr) == (1, True)
+    for bad in (["x", "no line", "q"], ["x", "@daily", "nowhere"], ["x", "@daily", "q", "{"], ["", "@daily", "q"]):
+        result = run("schedule", "add", *bad)
+        assert (result.exit_code, "Error" in result.stderr) == (1, True)
+    assert run("schedule", "list").output == "no schedules\n"
+
+
 @pytest.mark.parametrize("zone", ["CET", "Mars/Olympus"])
 def test_a_bad_time_zone_is_refused(run: Run, client: Client, zone: str) -> None:
     result = run("next-runs", "@daily", "--timezone", zone)

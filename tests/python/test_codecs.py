@@ -67,7 +67,7 @@ def test_models_and_dataclasses_come_as_what_they_were(
         until(job + 1, "done")
     assert sorted(seen, key=len)[0] == (order, [Address(street="x", number=2)], Decimal("1.10"), None, "1.10")
     with pytest.raises(pydantic.ValidationError):
-        task.enqueue(order=7, more=[], price=1)
+        task.enqueue(order=7, more=[], price=1)  # type: ignore[call-overload]
     state = client.job_status(job)
     assert state is not None
     assert state.result == {"to": {"street": "Main", "number": 1}, "at": "2026-01-01T12:00:00Z", "colors": ["red"]}

@@ -94,6 +94,9 @@ def _extras(db: Connection, clock: Clock) -> list[object]:
     seen.append(len(rows(db, "snooze_many", [second.id], [second.lease], "1 hour")))
     seen.append(call(db, "cancel_many", "q"))
     seen.append(call(db, "progress", third.id, third.lease, {"done": 1}))
+    seen.append([len(rows(db, function)) for function in ("queues", "workers", "activity")])
+    seen.append(sorted(row[0] - made[0] for row in db.execute("SELECT id FROM pgq.jobs('q', 'running')").fetchall()))
+    seen.append(len(rows(db, "failures")) > 0)
     seen.append(call(db, "job_progress", third.id))
     for job in (third, last):
         call(db, "reject", job.id, job.lease, "broken", retry=False)

@@ -81,6 +81,10 @@ def test_a_queue_of_any_name_does_everything(db: Connection, connect: Connect, c
     call(db, "extend", jobs[4].lease)
     assert (status(db, jobs[1].id).queue, status(db, jobs[1].id).error) == (name, name)
     assert stats(db, name) == {"ready": 1, "running": 1, "retrying": 1, "dead": 1}
+    listed = db.execute("SELECT queue, state, worker FROM pgq.jobs(%s)", [name]).fetchall()
+    assert listed == [(name, "running", name), (name, "ready", None), (name, "retrying", None)]
+    assert db.execute("SELECT worker, queues FROM pgq.workers()").fetchall() == [(name, [name])]
+    assert set(column(db, "SELECT queue FROM pgq.failures()")) == {name}
     assert call(db, "redrive", name) == 1
     assert call(db, "purge", name) == 3
     with refused("PQ005") as caught:

@@ -49,6 +49,11 @@ ADMINISTER = {
         "job_progress",
         "stats",
         "doctor",
+        "queues",
+        "jobs",
+        "workers",
+        "activity",
+        "failures",
     ],
     *["grant_producer", "grant_consumer", "grant_admin"],
 }

@@ -156,6 +156,95 @@ class QueueStat(NamedTuple):
     waiting: int
 
 
+class QueueSetting(NamedTuple):
+    """The settings of one queue and its limits, as ``create_queue``, ``set_unique`` and ``set_limits`` take them."""
+
+    queue: str
+    paused: bool
+    lease: timedelta
+    max_attempts: int
+    backoff: timedelta
+    backoff_max: timedelta
+    retention: timedelta
+    shards: int
+    notify: bool
+    unique_until: Literal["finished", "claimed"] | None
+    unique_for: timedelta | None
+    on_repeat: Literal["keep", "replace", "debounce"]
+    running_limit: int | None
+    rate: int | None
+    rate_period: timedelta | None
+    group_limit: int | None
+    group_rate: int | None
+    group_period: timedelta | None
+    fair: bool
+    keep_place: bool
+    validator: str | None
+    created_at: datetime
+
+
+class LiveJob(NamedTuple):
+    """A job that has not ended; ``run_at`` is for those that wait for their time, what follows for running ones."""
+
+    id: int
+    queue: str
+    task: str | None
+    state: Literal["running", "ready", "parked", "retrying", "scheduled", "waiting"]
+    priority: int
+    attempt: int
+    enqueued_at: datetime
+    run_at: datetime | None
+    started_at: datetime | None
+    expires_at: datetime | None
+    worker: str | None
+    lease: int | None
+    group_key: str | None
+    payload: Json
+
+
+class WorkerStat(NamedTuple):
+    """A worker that holds leases: how many jobs, which one for the longest time, and when its first lease ends."""
+
+    worker: str | None
+    queues: list[str]
+    leases: int
+    jobs: int
+    oldest: datetime
+    expires_at: datetime
+
+
+class QueueActivity(NamedTuple):
+    """What a queue holds, at least if it is not ``exact``, and how fast it goes, per second."""
+
+    queue: str
+    paused: bool
+    ready: int
+    running: int
+    scheduled: int
+    retrying: int
+    parked: int
+    waiting: int
+    dead: int
+    exact: bool
+    oldest_ready: timedelta | None
+    enqueue_rate: float
+    done_rate: float
+    failure_rate: float
+
+
+class Failure(NamedTuple):
+    """An attempt that failed, died or whose lease expired."""
+
+    id: int
+    queue: str
+    task: str | None
+    attempt: int
+    kind: Literal["retry", "dead", "expired"]
+    at: datetime
+    worker: str | None
+    error: str | None
+
+
 class Holder(NamedTuple):
     """Who is exclusive under a name: a session, and when its transaction began."""
 
@@ -336,12 +425,14 @@ _ARGUMENTS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "max_attempts": _INT,
     "n": _INT,
     "name": _TEXT,
+    "newest": _BOOLEAN,
     "notify": _BOOLEAN,
     "on_dead": _TEXT,
     "on_repeat": _TEXT,
     "payload": ("jsonb", to_json),
     "payloads": ("text[]::jsonb[]", lambda values: list(map(to_json, values))),
     "per_second": ("float8", _same),
+    "period": _DURATION,
     "priority": _INT,
     "queue": _TEXT,
     "queues": _TEXTS,
@@ -1617,6 +1708,103 @@ def stats(*, connection: AnyConnection | None = None) -> Call[list[QueueStat]]:
         [('mail', 1200)]
     """
     return _call(stats, locals(), lambda rows: list(map(QueueStat._make, rows)), _columns(QueueStat))
+
+
+def queues(*, connection: AnyConnection | None = None) -> Call[list[QueueSetting]]:
+    """List the queues with their settings and limits.
+
+    Returns:
+        One row for each queue, by name.
+
+    Example:
+        >>> [(q.queue, q.max_attempts) for q in client.queues()]
+        [('mail', 5)]
+    """
+    return _call(queues, locals(), lambda rows: list(map(QueueSetting._make, rows)), _columns(QueueSetting))
+
+
+def jobs(
+    queue: str,
+    *,
+    state: Literal["running", "ready", "parked", "retrying", "scheduled", "waiting"] | None = None,
+    task: str | None = None,
+    n: int | None = None,
+    newest: bool | None = None,
+    connection: AnyConnection | None = None,
+) -> Call[list[LiveJob]]:
+    """List jobs that have not ended. It costs the same however many there are, and leaves out what is far back.
+
+    Args:
+        queue: its name.
+        state: only those in this state.
+        task: only those of this task.
+        n: how many at most, 1 to 100000; 100 if left out.
+        newest: those first that come last otherwise.
+
+    Returns:
+        The running ones from the one that was claimed first, then those that are ready, parked, retrying, scheduled,
+        and those that wait for other jobs.
+
+    Raises:
+        QueueNotFound: there is no such queue.
+        InvalidArgument: there is no such state, or n is out of range.
+
+    Example:
+        >>> [(job.id, job.worker) for job in client.jobs("mail", state="running")]
+        [(42, 'host:4711')]
+    """
+    return _call(jobs, locals(), lambda rows: list(map(LiveJob._make, rows)), _columns(LiveJob))
+
+
+def workers(*, connection: AnyConnection | None = None) -> Call[list[WorkerStat]]:
+    """List the workers that hold leases.
+
+    Returns:
+        One row for each name; idle workers are not known.
+
+    Example:
+        >>> [(w.worker, w.jobs) for w in client.workers()]
+        [('host:4711', 8)]
+    """
+    return _call(workers, locals(), lambda rows: list(map(WorkerStat._make, rows)), _columns(WorkerStat))
+
+
+def activity(period: Interval | None = None, *, connection: AnyConnection | None = None) -> Call[list[QueueActivity]]:
+    """Look at every queue, cheaply enough to do so each second: big numbers are counted no further than is cheap.
+
+    Args:
+        period: rates are those of this time until now, 1 second to 1 hour; 5 seconds if left out.
+
+    Returns:
+        One row for each queue, by name.
+
+    Raises:
+        InvalidArgument: the period is out of range.
+
+    Example:
+        >>> [(q.queue, q.ready, q.done_rate) for q in client.activity()]
+        [('mail', 1200, 56.2)]
+    """
+    return _call(activity, locals(), lambda rows: list(map(QueueActivity._make, rows)), _columns(QueueActivity))
+
+
+def failures(n: int | None = None, *, connection: AnyConnection | None = None) -> Call[list[Failure]]:
+    """List the last attempts of all queues that failed or expired.
+
+    Args:
+        n: how many at most, 1 to 1000; 10 if left out.
+
+    Returns:
+        The newest first.
+
+    Raises:
+        InvalidArgument: n is out of range.
+
+    Example:
+        >>> [(f.id, f.kind, f.error) for f in client.failures(1)]
+        [(42, 'retry', 'timeout')]
+    """
+    return _call(failures, locals(), lambda rows: list(map(Failure._make, rows)), _columns(Failure))
 
 
 def doctor(*, connection: AnyConnection | None = None) -> Call[list[Finding]]:

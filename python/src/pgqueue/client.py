@@ -21,12 +21,17 @@ from pgqueue._calls import (
     ClaimedJob,
     DeadLetter,
     Enqueued,
+    Failure,
     Finding,
     HasConnection,
     Holder,
     JobAttempt,
     JobState,
+    LiveJob,
+    QueueActivity,
+    QueueSetting,
     QueueStat,
+    WorkerStat,
 )
 from pgqueue._execute import async_execute, execute
 from pgqueue._vigil import AsyncVigil, Ears, Vigil
@@ -41,11 +46,16 @@ __all__ = [
     "Client",
     "DeadLetter",
     "Enqueued",
+    "Failure",
     "Finding",
     "Holder",
     "JobAttempt",
     "JobState",
+    "LiveJob",
+    "QueueActivity",
+    "QueueSetting",
     "QueueStat",
+    "WorkerStat",
 ]
 
 if TYPE_CHECKING:
@@ -272,6 +282,11 @@ class Client(_Settings):
     reap = _sync(_calls.reap)
     rotate = _sync(_calls.rotate)
     stats = _sync(_calls.stats)
+    queues = _sync(_calls.queues)
+    jobs = _sync(_calls.jobs)
+    workers = _sync(_calls.workers)
+    activity = _sync(_calls.activity)
+    failures = _sync(_calls.failures)
     doctor = _sync(_calls.doctor)
     version = _sync(_calls.version)
     grant_producer = _sync(_calls.grant_producer)
@@ -426,6 +441,11 @@ class AsyncClient(_Settings):
     reap = _async(_calls.reap)
     rotate = _async(_calls.rotate)
     stats = _async(_calls.stats)
+    queues = _async(_calls.queues)
+    jobs = _async(_calls.jobs)
+    workers = _async(_calls.workers)
+    activity = _async(_calls.activity)
+    failures = _async(_calls.failures)
     doctor = _async(_calls.doctor)
     version = _async(_calls.version)
     grant_producer = _async(_calls.grant_producer)

@@ -163,7 +163,7 @@ def _lines(file: IO[bytes], envelope: bool, options: dict[str, Any]) -> Iterator
             yield Line(number, value, group_key, None, shared)
             continue
         if not isinstance(value, dict):
-            fail(f"line {number} is no envelope, an object such as {{\"payload\": …}}")
+            fail(f'line {number} is no envelope, an object such as {{"payload": …}}')
         if unknown := value.keys() - {*_OWN, *_SHARED}:
             fail(f"line {number} has an unknown name: {printable(min(unknown))}; known are {', '.join(_OWN + _SHARED)}")
         own = {name: value[name] for name in _SHARED if value.get(name) is not None}

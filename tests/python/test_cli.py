@@ -80,7 +80,7 @@ def test_install_is_refused_twice_and_over_something_else(run: Any, bare_dsn: st
 
 
 def test_commands_say_that_pgq_is_missing(run: Any, bare_dsn: str) -> None:
-    for command in (["stats"], ["version"], ["upgrade"], ["queues"], ["top"], ["workers"], ["wait", "1"]):
+    for command in (["stats"], ["version"], ["upgrade"], ["queues"], ["top"], ["schedule", "list"], ["wait", "1"]):
         result = run(*command, dsn=bare_dsn)
         assert result.exit_code == 1
         assert "pgqueue install" in result.output
@@ -135,11 +135,11 @@ def test_import_loads_nothing_heavy(module: str, heavy: list[str]) -> None:
     assert done.stdout == "[]\n"
 
 
-def test_the_help_lists_each_command_in_its_section(run: Any) -> None:
+def test_the_help_lists_each_command_in_its_section() -> None:
     help = CliRunner().invoke(cli.main, ["--help"]).output
     for name, command in cli.main.commands.items():
         assert f"  {name} " in help
-        assert command.get_short_help_str(20)[:15] in help
+        assert " ".join(str(command.help).split()[:2]) in help
     assert help.index("Queues:") < help.index("create-queue") < help.index("Jobs:") < help.index("enqueue")
 
 
@@ -152,8 +152,8 @@ def test_every_command_is_in_the_documentation() -> None:
 
 @pytest.mark.parametrize("name", ["it's", "a\nb\x1b[2J", " ", "NULL", "[bold]x[/]", "-x", "ü☃🎉", "x" * 128])
 def test_a_queue_may_have_any_name(run: Any, name: str) -> None:
-    for command in (["create-queue"], ["alter-queue", "--max-attempts", "7"], ["pause"], ["resume"], ["enqueue"]):
-        result = run(*command, "--", name)
+    for arguments in (["create-queue"], ["alter-queue", "--max-attempts", "7"], ["pause"], ["resume"], ["enqueue"]):
+        result = run(*arguments, "--", name)
         assert result.exit_code == 0, result.output
     assert len(json.loads(run("jobs", "--json", "--", name).output)) == 1
     assert "ready" in run("jobs", "--", name).output

@@ -25,14 +25,14 @@ def listed(run: Run, *arguments: str) -> Any:
 
 def test_queues_are_listed_with_settings_and_limits(run: Run, client: Client) -> None:
     client.create_queue("a", lease=90, retention="2 days", shards=1)
-    client.set_limits("a", running_limit=BIG >> 32, rate=5, rate_period=60, group_limit=None, fair=True)
+    client.set_limits("a", running_limit=1_000_000, rate=5, rate_period=60, group_limit=None, fair=True)
     client.set_unique("a", unique_for=3600)
     first, second = listed(run, "queues")
     assert (first["queue"], first["lease"], first["retention"], first["rate_period"]) == ("a", 90, 172800, 60)
-    assert (first["running_limit"], first["group_limit"], first["unique_for"]) == (2147483647, None, 3600)
+    assert (first["running_limit"], first["group_limit"], first["unique_for"]) == (1_000_000, None, 3600)
     assert (second["queue"], second["backoff"], second["group_limit"]) == ("q", 0, 1)
     table = run("queues").output
-    for text in ("1m 30s", "2d", "2147483647 running, 5 per 1m, fair", "for 1h, keep", "1 running a group"):
+    for text in ("1m 30s", "2d", "1000000 running, 5 per 1m, fair", "for 1h, keep", "1 running a group"):
         assert text in table
 
 
@@ -113,8 +113,8 @@ def test_big_numbers_are_shown_as_they_are(run: Run, client: Client, db: psycopg
 
 def test_waiting_prints_the_result_and_tells_by_the_exit_code(run: Run, client: Client) -> None:
     done, dead, cancelled, waiting = client.enqueue_many("q", [{}] * 4)
-    client.ack(done, {job.id: job for job in (jobs := client.claim("q", 4))}[done].lease, {"sent": [1, "ü"]})
-    leases = {job.id: job.lease for job in jobs}
+    leases = {job.id: job.lease for job in client.claim("q", 4)}
+    client.ack(done, leases[done], {"sent": [1, "ü"]})
     client.reject(dead, leases[dead], "no such \x1b[2Juser", retry=False)
     client.cancel_claimed(cancelled, leases[cancelled], "not wanted")
     result = run("wait", str(done))

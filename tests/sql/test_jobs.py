@@ -108,7 +108,7 @@ def test_a_parked_job_is_listed(db: Connection) -> None:
 
 @across
 def test_a_running_job_is_found_wherever_it_is(db: Connection, clock: Clock, passage: Passage) -> None:
-    create(db, lease="1 hour")
+    create(db, lease="1 hour", shards=1)
     enqueue(db, 3)
     jobs = claim(db, 3, worker="w")
     ack(db, jobs[:1])

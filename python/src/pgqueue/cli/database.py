@@ -29,8 +29,11 @@ def explained() -> Iterator[None]:
     """Show an error of the database as one message instead of a traceback."""
     import psycopg
 
+    from pgqueue.errors import translated
+
     try:
-        yield
+        with translated():
+            yield
     except pgqueue.PgqError as error:
         fail(str(error))
     except psycopg.Error as error:

@@ -37,8 +37,12 @@ class Frame:
 
     def facts(self) -> dict[str, Any]:
         """Return all of it in a form for JSON."""
-        lists = {"queues": self.queues, "workers": self.workers, "failures": self.failures}
-        return {"at": self.at, **{name: [row._asdict() for row in rows] for name, rows in lists.items()}}
+        return {
+            "at": self.at,
+            "queues": [row._asdict() for row in self.queues],
+            "workers": [row._asdict() for row in self.workers],
+            "failures": [row._asdict() for row in self.failures],
+        }
 
 
 def look(client: Client, period: float) -> Frame:

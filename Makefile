@@ -3,7 +3,8 @@
 VERSION   := $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" pgqueue.control)
 SQL_FILES := $(addprefix sql/, 00_schema.sql 10_tables.sql 20_internal.sql 30_produce.sql 32_unique.sql \
                34_validate.sql 35_outbox.sql 40_consume.sql 42_cancel.sql 44_groups.sql 45_work.sql 46_after.sql \
-               50_maintain.sql 60_schedule.sql 65_exclusive.sql 70_admin.sql 75_dead.sql 80_observe.sql 85_wait.sql 90_grant.sql)
+               50_maintain.sql 60_schedule.sql 65_exclusive.sql 70_admin.sql 75_dead.sql 80_observe.sql 82_activity.sql \
+               85_wait.sql 90_grant.sql)
 
 EXTENSION := build/pgqueue--$(VERSION).sql
 PLAIN     := build/pgqueue.sql

@@ -22,6 +22,7 @@
 --   70_admin     queues, waiting workers.
 --   75_dead      dead letters: listed, sent back to work, thrown away.
 --   80_observe   job_status, attempts and progress, stats, the doctor.
+--   82_activity  live jobs, workers, rates and failures, at the same cost at any size.
 --   85_wait      waiting for the end of a job.
 --   90_grant     who may do what. Nobody but the owner may do anything until told otherwise.
 --

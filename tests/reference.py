@@ -67,11 +67,13 @@ def command_page() -> str:
     return "\n".join(lines)
 
 
-def _helps(path: str, command: click.Command) -> Iterator[tuple[str, str]]:
-    context = click.Context(command, info_name=path, terminal_width=100, max_content_width=100)
+def _helps(path: str, command: click.Command, parent: click.Context | None = None) -> Iterator[tuple[str, str]]:
+    settings = {"terminal_width": 100, "max_content_width": 100}
+    name = path.rpartition(" ")[2]
+    context = command.make_context(name, [], parent, resilient_parsing=True, **settings)
     yield path, "\n".join(line.rstrip() for line in command.get_help(context).splitlines())
     for name, inner in sorted(getattr(command, "commands", {}).items()):
-        yield from _helps(f"{path} {name}", inner)
+        yield from _helps(f"{path} {name}", inner, context)
 
 
 def python_page() -> str:

@@ -48,6 +48,7 @@ NOT_DRIVEN = {
     "cancel": "stories for two sessions at every step; tests/sql/test_cancel.py",
     "cancel_many": "tests/sql/test_cancel.py",
     "cancel_requested": "tests/sql/test_cancel.py",
+    "cancel_claimed": "tests/sql/test_cancel.py",
     "reschedule": "tests/sql/test_cancel.py",
     "set_priority": "tests/sql/test_cancel.py",
     "add_to_batch": "stories for two sessions; tests/sql/test_after.py",

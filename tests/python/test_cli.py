@@ -80,7 +80,7 @@ def test_install_is_refused_twice_and_over_something_else(run: Any, bare_dsn: st
 
 
 def test_commands_say_that_pgq_is_missing(run: Any, bare_dsn: str) -> None:
-    for command in (["stats"], ["version"], ["upgrade"], ["queues"], ["top"], ["schedule", "list"], ["wait", "1"]):
+    for command in (["stats"], ["version"], ["upgrade"], ["queues"], ["top"], ["workers"], ["wait", "1"]):
         result = run(*command, dsn=bare_dsn)
         assert result.exit_code == 1
         assert "pgqueue install" in result.output

@@ -5,15 +5,16 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
 from pgqueue.cli.database import database
-from pgqueue.cli.output import console, json_option, print_json, show
+from pgqueue.cli.output import console, json_option, print_json, seconds, show
 
 if TYPE_CHECKING:
     from pgqueue import Client
+    from pgqueue.client import WorkerStat
 
 
 @click.command()
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 @database
 def workers(client: Client, as_json: bool) -> None:
     """List the workers that hold leases."""
-    show(client.workers(), as_json, title="workers")
+    found = client.workers()
+    show(found if as_json else [_WorkerLine.of(worker) for worker in found], as_json, title="workers")
 
 
 @click.command()
@@ -46,6 +48,20 @@ def top(client: Client, interval: float, once: bool, as_json: bool) -> None:
         shown.print(screen(look(client, period), History()))
     else:
         _watch(client, interval, period)
+
+
+class _WorkerLine(NamedTuple):
+    """What a table has room for."""
+
+    worker: str | None
+    queues: list[str]
+    jobs: int
+    oldest: str | None
+    expires: str | None
+
+    @classmethod
+    def of(cls, worker: WorkerStat) -> _WorkerLine:
+        return cls(worker.worker, worker.queues, worker.jobs, seconds(worker.oldest), seconds(worker.expires_at))
 
 
 def _watch(client: Client, interval: float, period: float) -> None:

@@ -113,7 +113,7 @@ CREATE TYPE pgq.held_lease AS (
     worker text,
     claimed_at timestamptz,
     expires_at timestamptz,
-    ids bigint[]
+    ids bigint ARRAY
 );
 COMMENT ON TYPE pgq.held_lease IS 'A lease under which jobs run';
 COMMENT ON COLUMN pgq.held_lease.lease IS 'The lease';
@@ -407,7 +407,7 @@ COMMENT ON FUNCTION pgq.jobs(text, text, text, int, boolean) IS
 
 CREATE TYPE pgq.worker_stat AS (
     worker text,
-    queues text[],
+    queues text ARRAY,
     leases bigint,
     jobs bigint,
     oldest timestamptz,

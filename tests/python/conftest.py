@@ -62,7 +62,7 @@ def run(dsn: str) -> Run:
         if "--" in arguments:
             result = CliRunner(env={"PGQUEUE_DSN": dsn}).invoke(cli.main, arguments, input=stdin)
         else:
-            result = CliRunner().invoke(cli.main, [*arguments, "--dsn", dsn], input=stdin)
+            result = CliRunner(env={"COLUMNS": None}).invoke(cli.main, [*arguments, "--dsn", dsn], input=stdin)
         if result.exception and not isinstance(result.exception, SystemExit):
             raise result.exception
         return result

@@ -33,7 +33,8 @@ class Shop:
         return answer
 
     def order(self, customer: str, amount: int) -> httpx.Response:
-        return self._portal.call(self._post, {"customer": customer, "amount": amount})
+        answer: httpx.Response = self._portal.call(self._post, {"customer": customer, "amount": amount})
+        return answer
 
     async def _post(self, content: dict[str, Any]) -> httpx.Response:
         return await self._client.post("/orders", json=content)

@@ -3,15 +3,15 @@
 //   node index.mjs enqueue '{"to": "ann@example.org"}'
 //   node index.mjs work             until SIGTERM or Ctrl-C; with --drain until no job is ready
 //
-// The database is that of PGHOST, PGDATABASE, PGUSER and so on. If it goes away, a worker ends, for its supervisor to start
-// it again; what it held comes back when its lease expires.
+// The database is that of PGHOST, PGDATABASE, PGUSER and so on. If it goes away, a worker ends, for its supervisor to
+// start it again; what it held comes back when its lease expires.
 
 import { setTimeout as sleep } from "node:timers/promises";
 import pg from "pg";
 
 const QUEUE = "node";
 const NAME = `node ${process.pid}`;
-const BEAT = 15_000; // ms, a quarter of the queue's lease
+const BEAT = Number(process.env.BEAT ?? 15_000); // ms, less than half of the queue's lease
 const LOOK_AGAIN = 10_000; // ms; a watch counts for a minute
 
 // What runs for each job: its result is kept, what it throws rejects the attempt.

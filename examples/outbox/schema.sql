@@ -13,7 +13,7 @@ CREATE TABLE customer (
 CREATE TRIGGER outbox AFTER INSERT OR UPDATE OR DELETE ON customer FOR EACH ROW
     EXECUTE FUNCTION pgq.enqueue_row('customers', 'customer-changed', 'id', 'name', 'email');
 
--- version is the id of the job of the last change; ids grow with each change of a row, as its writers wait for each other.
+-- version is the id of the job of the last change; ids grow with each change of a row: its writers wait for each other.
 CREATE TABLE customer_copy (
     id bigint PRIMARY KEY,
     name text NOT NULL,

@@ -39,7 +39,7 @@ def environment(environment: dict[str, str], dsn: str) -> dict[str, str]:
     """As node-postgres, which does not read connection strings of libpq, wants it."""
     given = conninfo_to_dict(dsn)
     names = {"PGHOST": "host", "PGPORT": "port", "PGUSER": "user", "PGDATABASE": "dbname"}
-    return environment | {variable: str(given[name]) for variable, name in names.items()}
+    return environment | {variable: str(given[name]) for variable, name in names.items()} | {"BEAT": "200"}
 
 
 class Node:
@@ -96,6 +96,13 @@ def test_many_jobs_at_once(node: Node, client: Client) -> None:
     jobs = client.enqueue_many("node", [{"to": str(number)} for number in range(100)])
     results = [state.result for job in jobs if (state := client.wait(job, 15))]
     assert results == [{"sent_to": str(number)} for number in range(100)]
+
+
+def test_a_job_that_takes_longer_than_its_lease_is_kept(node: Node, client: Client) -> None:
+    client.alter_queue("node", lease=1)
+    state = client.wait(client.enqueue("node", {"to": "ann", "ms": 2500}), 15)
+    assert state is not None
+    assert (state.state, state.attempt) == ("done", 1)
 
 
 def test_a_worker_that_lost_its_job_says_so_and_goes_on(node: Node, client: Client, clock: Clock) -> None:

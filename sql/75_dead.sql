@@ -113,6 +113,7 @@ DECLARE
     v_now CONSTANT timestamptz := pgq._now();
     v_count bigint;
     v_waits boolean;
+    v_lanes bigint[];
 BEGIN
     PERFORM pg_advisory_xact_lock_shared(pgq._task_key(6));  -- see pgq._make_wait
     WITH gone AS MATERIALIZED (
@@ -134,11 +135,12 @@ BEGIN
         UPDATE pgq.dependent t SET given_up = false
         WHERE t.job_id = ANY (ARRAY(SELECT g.id FROM gone g WHERE g.waits))
     )
-    SELECT count(*), bool_or(g.waits) INTO v_count, v_waits FROM gone g;
+    SELECT count(*), bool_or(g.waits), array_agg(DISTINCT g.home) INTO v_count, v_waits, v_lanes FROM gone g;
     IF v_waits THEN
         PERFORM setval('pgq.first_waiting', 0);
     END IF;
     IF v_count > 0 AND per_second IS NULL THEN
+        PERFORM pgq._add_line(l) FROM unnest(v_lanes) l;
         PERFORM pgq._wake(v_queue.id, queue);
     END IF;
     RETURN v_count;

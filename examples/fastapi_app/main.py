@@ -83,7 +83,9 @@ async def place(order: Order, connection: Transaction) -> Accepted:
     cursor = await connection.execute(
         "INSERT INTO orders (customer, amount) VALUES (%s, %s) RETURNING id", [order.customer, order.amount]
     )
-    (number,) = await cursor.fetchone() or ()
+    row = await cursor.fetchone()
+    assert row is not None
+    (number,) = row
     job = await confirm.using(connection=connection).enqueue_async(number, order.customer)
     if order.amount > 1000:
         raise HTTPException(status.HTTP_402_PAYMENT_REQUIRED, "pay your last order first")

@@ -45,6 +45,7 @@ def status(client: Client, job: int) -> Any:
     [
         ("cat", {"n": 1}),
         ("echo hello; echo world", "hello\nworld"),
+        ('read -r line && echo "$line"', {"n": 1}),
         ("true", None),
         ("echo '[1, 2.5]'", [1, 2.5]),
         ("echo NaN", "NaN"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
@@ -18,10 +17,11 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from pgqueue import App, Client, Job, Middleware, QueueNotFound, Reject
+from pgqueue import REJECT, App, Client, Job, Middleware, QueueNotFound, Reject
 from pgqueue.logs import JsonFormatter
 from pgqueue.middleware import Logging, Request, Sentry, Timing, Tracing
 from tests.python.conftest import Running
+from tests.python.support import eventually
 
 Until = Callable[[int, str], None]
 pytestmark = pytest.mark.usefixtures("client")
@@ -200,9 +200,10 @@ def test_it_is_around_the_timeout_too(app: App, running: Running, until: Until, 
 def test_runs_are_logged_as_json(app: App, running: Running, until: Until, caplog: pytest.LogCaptureFixture) -> None:
     app.middleware.append(Logging())
 
-    def handler(job: Job) -> None:
+    def handler(job: Job) -> Any:
         if job.attempt == 1:
             raise Reject("no")
+        return REJECT if job.attempt == 2 else None
 
     job = task_of(app, "sync", handler).enqueue()
     with caplog.at_level(logging.INFO, "pgqueue.jobs"), running(poll=0.05):
@@ -210,7 +211,8 @@ def test_runs_are_logged_as_json(app: App, running: Running, until: Until, caplo
     lines = [json.loads(JsonFormatter().format(r)) for r in caplog.records if r.name == "pgqueue.jobs"]
     assert [(line["job"], line["attempt"], line["outcome"], line["level"]) for line in lines] == [
         (job, 1, "Reject", "info"),
-        (job, 2, "done", "info"),
+        (job, 2, "Reject", "info"),
+        (job, 3, "done", "info"),
     ]
     assert lines[0]["message"].startswith(f"job {job} (t) of queue q: Reject after 0.")
 
@@ -352,6 +354,7 @@ def test_a_worker_in_another_program(app: App, client: Client, until: Until) -> 
     task = task_of(app, "async", lambda job: threads.append(threading.current_thread().name))
     with app.worker(["q"], concurrency=2) as worker:
         until(task.enqueue(), "done")
+        assert worker.alive
         assert not worker.stopping
     assert threads == ["pgq-worker"]
     job = task.enqueue()
@@ -362,5 +365,5 @@ def test_a_worker_in_another_program(app: App, client: Client, until: Until) -> 
 def test_an_error_of_the_program_is_not_covered_by_that_of_the_worker(app: App, client: Client) -> None:
     with pytest.raises(KeyError), app.worker(["nowhere"]):
         raise KeyError
-    with pytest.raises(QueueNotFound), app.worker(["nowhere"]):
-        time.sleep(0.1)
+    with pytest.raises(QueueNotFound), app.worker(["nowhere"]) as worker:
+        eventually(lambda: not worker.alive)

@@ -532,3 +532,12 @@ def test_a_hundred_thousand_letters_go_in_one_call(db: Connection) -> None:
     db.execute(FILL.encode(), [100_000])
     assert call(db, "discard_where", "q", error="error 0") == 14285
     assert call(db, "purge_state", "q", "dead") == 100_000 - 14285
+
+
+def test_a_redriven_job_of_a_group_is_claimed(db: Connection) -> None:
+    create(db)
+    (id,) = rows(db, "enqueue_many", "q", ["1"], group_keys=["a"])
+    job = claim_one(db)
+    call(db, "reject", job.id, job.lease, retry=False)
+    assert call(db, "redrive", "q") == 1
+    assert ids(claim(db)) == [id]

@@ -482,7 +482,7 @@ class App:
         return decorate
 
     def on_startup(self, hook: H) -> H:
-        """Have a function or coroutine function called in each worker process before it claims anything.
+        """Have a function or coroutine function called by each worker before it claims anything.
 
         If it raises, the worker does not start.
 

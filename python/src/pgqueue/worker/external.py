@@ -30,10 +30,10 @@ LOOK = 0.5
 def command_app(dsn: str | None, command: str, timeout: float | None = None) -> App:
     """Return an app that runs a shell command for each job, whatever its task.
 
-    The command gets the payload as JSON on its standard input, and in its environment PGQ_ID, PGQ_QUEUE, PGQ_TASK,
-    PGQ_ATTEMPT, PGQ_MAX_ATTEMPTS, PGQ_HEADERS (JSON), and each header as PGQ_HEADER_<NAME>. If it exits with 0, the job
-    is done and what it wrote is the result: as JSON if it is JSON, else as text. 75 puts the job off, for the number of
-    seconds that it wrote, or a minute. Anything else rejects the job with what it wrote to standard error.
+    The command gets the payload as a line of JSON on its standard input, and in its environment PGQ_ID, PGQ_QUEUE,
+    PGQ_TASK, PGQ_ATTEMPT, PGQ_MAX_ATTEMPTS, PGQ_HEADERS (JSON), and each header as PGQ_HEADER_<NAME>. If it exits with
+    0, the job is done and what it wrote is the result: as JSON if it is JSON, else as text. 75 puts the job off, for
+    the number of seconds that it wrote, or a minute. Anything else rejects the job with what it wrote to standard error.
 
     Args:
         dsn: connection string; None: see :class:`App`.
@@ -52,7 +52,7 @@ def command_app(dsn: str | None, command: str, timeout: float | None = None) -> 
             start_new_session=True,  # so that all of it can be ended
             env={**os.environ, **_environment(job)},
         )
-        talk = asyncio.ensure_future(process.communicate(to_json(job.payload).encode()))
+        talk = asyncio.ensure_future(process.communicate(f"{to_json(job.payload)}\n".encode()))
         try:
             while not (await asyncio.wait({talk}, timeout=LOOK))[0]:
                 if job.cancelled:

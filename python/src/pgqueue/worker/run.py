@@ -28,6 +28,7 @@ log = logging.getLogger("pgqueue.worker")
 # How long coroutines that never wait may keep the event loop to themselves, in seconds.
 SLICE = 0.002
 LONGEST_ERROR = 20_000
+REJECTED = "the handler has returned REJECT"
 
 
 class Runner:
@@ -157,7 +158,7 @@ class Runner:
             return
         if type(result) is Verdict:
             if result is REJECT:
-                self._failed(item, Reject("the handler has returned REJECT"))
+                self._failed(item, Reject(REJECTED))
             else:
                 self._settler.ack(item.job, None)
             return
@@ -277,16 +278,23 @@ def calls(middleware: Sequence[Middleware]) -> tuple[Call, Call]:
         with ExitStack() as stack:
             for one in middleware:
                 stack.enter_context(one.running(job))
-            return item.task.function(**arguments(item, handle, job))
+            return _told(item.task.function(**arguments(item, handle, job)))
 
     async def call_async_within(item: Item, handle: Handle | None) -> Any:
         job = job_of(item, handle)
         async with AsyncExitStack() as stack:
             for one in middleware:
                 await stack.enter_async_context(one.running_async(job))
-            return await item.task.function(**arguments(item, handle, job))
+            return _told(await item.task.function(**arguments(item, handle, job)))
 
     return (call_within, call_async_within) if middleware else (call, call)
+
+
+def _told(result: Any) -> Any:
+    """Return what a handler has returned; REJECT as an exception, so that middleware sees it."""
+    if result is REJECT:
+        raise Reject(REJECTED)
+    return result
 
 
 def arguments(item: Item, handle: Handle | None = None, job: Job | None = None) -> dict[str, Any]:

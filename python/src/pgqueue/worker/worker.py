@@ -140,6 +140,11 @@ class Worker:
             timer.start()
 
     @property
+    def alive(self) -> bool:
+        """Whether it works, in a ``with`` block; if not, the end of the block raises why."""
+        return self._thread is not None and self._thread.is_alive()
+
+    @property
     def stopping(self) -> bool:
         """Whether it was told to stop."""
         return self._stops > 0

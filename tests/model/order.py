@@ -40,8 +40,8 @@ def check_claim(line: Line, taken: Sequence[Place], batch: int) -> None:
 
 def _before(line: Line, a: Place, b: Place, *, lane_only: bool = False) -> bool:
     """Whether `a` has to come before `b`; `lane_only`: a lane may have been skipped, which says nothing of others."""
-    if a.job.priority != b.job.priority:
-        return not lane_only and a.job.priority < b.job.priority
+    if a.priority != b.priority:
+        return not lane_only and a.priority < b.priority
     if a.front != b.front:
         return not lane_only and a.front and not (_may_be_carried(line, a) or _may_be_carried(line, b))
     if a.front or (line.shards is not None and a.job.id % line.shards == b.job.id % line.shards):

@@ -35,6 +35,8 @@ class Queue(Row):
     paused: bool = False
     unique_until: str = "finished"
     validated: bool = False
+    group_limit: int = 1
+    running_limit: int | None = None
 
 
 @dataclass(eq=False, repr=False)
@@ -49,8 +51,9 @@ class Job:
     task: str | None = None
     max_attempts: int | None = None
     headers: Any = None
+    group: str | None = None
     after: tuple[int, ...] | None = None
-    """The jobs that it waits for"""
+    """The jobs that it waits for, from the beginning; None: it is none of those that wait"""
 
     on_dead: str = "fail"
     """What happens if one of those is not done: fail, skip or run"""
@@ -60,12 +63,12 @@ class Job:
 
     places: list[Place] = field(default_factory=list)
 
-    def own(self, headers: Any, *, went_on: bool = True) -> Any:
-        """What was found as its headers, without what tells how those have ended that it waited for."""
+    def own(self, headers: Any, others: int, *, went_on: bool = True) -> Any:
+        """What was found as its headers, without what tells how the others have ended that it waited for."""
         if self.after is None or self.on_dead != "run" or not headers:
             return headers
         if went_on or "after" in headers:
-            assert sum(headers.get("after", {}).values()) == len(set(self.after)), headers
+            assert sum(headers.get("after", {}).values()) == others, headers
         return {key: value for key, value in headers.items() if key != "after"} or None
 
     def __repr__(self) -> str:
@@ -181,6 +184,14 @@ class Request(Row):
     """A running job is asked to stop. This stays until somebody sees it who ends the job, or finds it ended."""
 
     job: int
+
+
+@dataclass(eq=False)
+class Added(Row):
+    """A batch, or another job that waits, has another one to wait for."""
+
+    job: int
+    other: int
 
 
 @dataclass(eq=False)

@@ -14,6 +14,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any, TypeVar
 
 from tests.model.data import (
+    Added,
     Asked,
     Call,
     Ending,
@@ -32,7 +33,7 @@ from tests.model.data import (
     Settings,
     Wish,
 )
-from tests.model.order import Line, check_claim
+from tests.model.order import Line, check_claim, check_turns
 from tests.model.ticks import Schedule, fired, next_tick
 from tests.model.transactions import (
     NEVER,
@@ -91,6 +92,7 @@ class Model:
     leases: dict[int, Lease] = field(default_factory=dict)
     keys: list[Key] = field(default_factory=list)
     endings: list[Ending] = field(default_factory=list)
+    added: list[Added] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
     progresses: list[Progress] = field(default_factory=list)
     schedules: list[Schedule] = field(default_factory=list)
@@ -98,6 +100,10 @@ class Model:
     prepared: dict[str, Transaction] = field(default_factory=dict)
     watching: dict[int, int] = field(default_factory=dict)
     watched_at: datetime | None = None
+    awaited: dict[int, int] = field(default_factory=dict)
+    """How often the end of a job is waited for"""
+
+    awaited_at: datetime | None = None
     reaped_at: datetime | None = None
     promoted_at: datetime | None = None
     pursued_at: datetime | None = None
@@ -204,7 +210,14 @@ class Model:
         new = replace(place, born=tx, died=None, state=state, made=self.events, **{**fresh, **changes})
         place.job.places.append(new)
         tx.log.append(("born", new))
+        if state in ("done", "dead", "cancelled") or (state == "gone" and place.state in UNCLAIMED):
+            self._tell(tx, place.job.id)
         return new
+
+    def _tell(self, tx: Transaction, id: int) -> None:
+        """Who waits for the end of this job will be told when the transaction commits."""
+        if self.awaited.get(id) and self.awaited_at and self.now < self.awaited_at + WATCHED_FOR:
+            tx.log.append(Wake(str(id)))
 
     def place(self, viewer: Transaction, id: int) -> Place | None:
         return first_visible(viewer, self.jobs[id].places) if id in self.jobs else None
@@ -285,17 +298,20 @@ class Model:
         run_at: datetime | None = None,
         delay: timedelta | None = None,
         priority: int = 0,
+        group_key: str | None = None,
+        group_keys: Sequence[str] | None = None,
         **properties: Any,
     ) -> None:
+        groups: Sequence[str | None] = group_keys or [group_key] * len(ids)
         if delay is not None:
             run_at = self.now + delay
         later = run_at is not None and run_at > self.now
-        for id, payload in zip(ids, payloads, strict=True):
+        for id, payload, group in zip(ids, payloads, groups, strict=True):
             taken = id in self.jobs and any(
                 place.born.state == "committed" or place.born in self.open for place in self.jobs[id].places
             )
             assert not taken, f"job id {id} was given out twice"
-            job = Job(id, queue.serial, queue.name, self.now, payload, **properties)
+            job = Job(id, queue.serial, queue.name, self.now, payload, group=group, **properties)
             state = "waiting" if job.after is not None else "scheduled" if later else "ready"
             place = Place(tx, None, job, state, 1, priority, self.events)
             place.run_at = run_at if later or job.after is not None else None
@@ -305,6 +321,21 @@ class Model:
         tx.hold("jobs")
         if ids and (not later or "after" in properties):
             self.wake(tx, queue.serial)
+
+    def after(self, viewer: Transaction, job: Job) -> list[int]:
+        """The jobs that it waits for, or has waited for."""
+        added = [row.other for row in self.added if row.job == job.id and visible(viewer, row)]
+        return distinct([*(job.after or ()), *added])
+
+    def add_to_batch(self, tx: Transaction, id: int, ids: Sequence[int]) -> Call:
+        place = self.place(tx, id)
+        waits = place is not None and place.state == "waiting"
+        error = "PQ006" if not waits else "22023" if id in ids else None
+        yield Expect(error=error, may_wait=self.busy_elsewhere(tx))
+        for other in ids:
+            row = Added(tx, None, id, other)
+            self.added.append(row)
+            tx.log.append(("born", row))
 
     def enqueue_unique_many(
         self,
@@ -388,15 +419,20 @@ class Model:
         assert not wrong, f"jobs {wrong} were not there to be claimed: {[self.place(tx, id) for id in wrong]}"
         taken = [candidates[job.id] for job in jobs]
         assert not [p for p in taken if contested(tx, p)], "claimed what another session has claimed"
-        if not tx.holds("carried"):  # then some of them are this transaction's own now, and it cannot claim them
+        free = [p for p in candidates.values() if not contested(tx, p)]
+        grouped = any(place.job.group for place in free)
+        # What was carried is this transaction's own now, and it cannot claim that.
+        if grouped and not tx.holds("carried"):
+            check_turns(free, taken, batch)
+        elif not tx.holds("carried"):
             line = Line(
-                candidates=[p for p in candidates.values() if not contested(tx, p)],
+                candidates=free,
                 shards=None if found.serial in self.resharded else found.settings.shards,
                 carried_at=self.carried_at,
                 complete=not busy,
             )
             check_claim(line, taken, batch)
-        self._check_claimed(found, jobs, taken, self.now + (lease_for or found.settings.lease))
+        self._check_claimed(tx, found, jobs, taken, self.now + (lease_for or found.settings.lease))
 
         for job, place in zip(jobs, taken, strict=True):
             lease = self.leases.get(job.lease)
@@ -407,11 +443,26 @@ class Model:
                 tx.log.append(("born", expiry))
             lease.jobs.append(place.job)
             self.move(tx, place, "running", lease=lease, started_at=self.now)
+        if grouped:
+            self._check_limits(tx, found, taken)
         tx.hold("lanes", found.serial)
         if len(jobs) < batch:
             yield from self._looked_around(tx)
 
-    def _check_claimed(self, queue: Queue, jobs: list[Claimed], taken: list[Place], expires_at: datetime) -> None:
+    def _check_limits(self, tx: Transaction, queue: Queue, taken: list[Place]) -> None:
+        """A group has so many jobs running, or waiting for their next attempt, as its limit was at most."""
+        limit = max(version.group_limit for version in self.queues if version.serial == queue.serial)
+        running = self.places(tx, "running", queue.serial)
+        again = [p for state in UNCLAIMED for p in self.places(tx, state, queue.serial) if p.attempt > 1 or p.front]
+        for group in {place.job.group for place in taken}:
+            busy = [place for place in running + again if place.job.group == group]
+            assert len(busy) <= limit, f"claimed {taken} of a group that has {busy}"
+        if taken and queue.running_limit is not None:
+            assert len(running) <= queue.running_limit, f"claimed {taken}, and these are running: {running}"
+
+    def _check_claimed(
+        self, tx: Transaction, queue: Queue, jobs: list[Claimed], taken: list[Place], expires_at: datetime
+    ) -> None:
         known = [job.lease for job in jobs if job.lease in self.leases]
         assert not known, f"leases {known} were given out before"
         for claimed, place in zip(jobs, taken, strict=True):
@@ -421,7 +472,7 @@ class Model:
                 job.max_attempts or queue.settings.max_attempts, place.priority, job.enqueued_at, expires_at,
                 job.headers,
             )  # fmt: skip
-            claimed = replace(claimed, headers=job.own(claimed.headers))
+            claimed = replace(claimed, headers=job.own(claimed.headers, len(self.after(tx, job))))
             assert claimed == expected, f"{claimed}, and not {expected}"
 
     # Settling ---------------------------------------------------------------------------------------------------------
@@ -878,9 +929,10 @@ class Model:
             state, job = found[place.job.id], place.job
             if state.state == "waiting":
                 continue
-            others = [self.jobs.get(id) for id in job.after or ()]
+            after = self.after(tx, job)
+            others = [self.jobs.get(id) for id in after]
             bad = [any(p.state in ("dead", "cancelled", "gone") for p in o.places) if o else True for o in others]
-            seen = [self.place(tx, id) for id in job.after or ()]
+            seen = [self.place(tx, id) for id in after]
             done = [p is not None and p.state == "done" for p in seen]
             if state.state in ("dead", "cancelled"):
                 wanted = {"dead": "fail", "cancelled": "skip"}[state.state]
@@ -984,6 +1036,13 @@ class Model:
         tx.hold(f"schedule {name}")
         self.die(tx, old)
 
+    def next_runs(self, cron: str, n: int) -> Call:
+        runs = yield Expect()
+        expected = [self.now]
+        for _ in range(n):
+            expected.append(next_tick(cron, expected[-1]))
+        assert runs == expected[1:], f"next_runs({cron!r}): {runs}, and not {expected[1:]}"
+
     def _fired(self, tx: Transaction) -> list[tuple[Schedule, datetime]]:
         """The ticks that become jobs now, in the order in which they do. What somebody else has to do with waits."""
         ticks = []
@@ -1057,6 +1116,16 @@ class Model:
     def set_validator(self, tx: Transaction, name: str, validated: bool) -> Call:
         found = yield from self._changing(tx, name)
         self._replace(tx, found, validated=validated)
+
+    def set_limits(self, tx: Transaction, name: str, group_limit: int, running_limit: int | None = None) -> Call:
+        """Nobody claims by the limits until the transaction ends."""
+        found = self.queue(tx, name)
+        must = found is not None and contested(tx, found)
+        may = found is not None and self.held_up(tx, "lanes", found.serial)
+        yield Expect(error=None if found else "PQ002", must_wait=must, may_wait=may and not must)
+        assert found
+        self._replace(tx, found, group_limit=group_limit, running_limit=running_limit)
+        tx.hold("lanes", found.serial)
 
     def purge(self, tx: Transaction, name: str, state: str | None = None) -> Call:
         """Also pgq.purge_state, for one state."""
@@ -1175,8 +1244,24 @@ class Model:
         if found and self.watching.get(found.serial):
             self.watching[found.serial] -= 1
 
+    def watch_job(self, id: int) -> Call:
+        place = self.place(OUTSIDE, id)
+        queue = self.queue_of(OUTSIDE, place.job.queue) if place and place.state != "gone" else None
+        watches = yield Expect()
+        notified = queue is not None and queue.settings.notify
+        assert watches == notified or (place and self.forgotten(OUTSIDE, place)), f"watch_job({id}): {watches}"
+        if watches:
+            self.awaited[id] = self.awaited.get(id, 0) + 1
+            self.awaited_at = self.now
+
+    def unwatch_job(self, id: int) -> Call:
+        yield Expect()
+        if self.awaited.get(id):
+            self.awaited[id] -= 1
+
     def nobody_watches(self) -> None:
         self.watching.clear()
+        self.awaited.clear()
 
 
 def with_result(call: Call, value: Any) -> None:

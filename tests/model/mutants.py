@@ -372,6 +372,50 @@ def wait_for_others(world: World) -> None:
     world.check(full=True)
 
 
+def add_to_batch(world: World) -> None:
+    start(world)
+    first, second = world.enqueue_many(0, "q", 2)
+    (batch,) = world.enqueue_after(0, [first], "q", 1, on_dead="run")
+    world.add_to_batch(0, batch, [second])
+    world.check(full=True)
+
+
+def one_of_a_group(world: World) -> None:
+    start(world)
+    world.enqueue(0, "q", group_key="a")
+    world.enqueue_many(0, "q", 3, group_keys=["a", "a", "b"])
+    pairs(world, 4)
+    world.finish()
+
+
+def keep_its_place(world: World) -> None:
+    """While a job waits for its next attempt, nobody of its group overtakes it."""
+    start(world)
+    world.enqueue_many(0, "q", 3, group_keys=["a", "a", "b"])
+    world.reject(0, pairs(world, 1)[0], retry_in=MINUTE)
+    pairs(world, 3)
+    world.advance(MINUTE)
+    world.maintain(0)
+    pairs(world, 3)
+
+
+def limit_a_queue(world: World) -> None:
+    start(world)
+    world.set_limits(0, "q", 2, 2)
+    world.enqueue_many(0, "q", 4, group_keys=["a", "b", "c", "d"])
+    pairs(world, 1)
+    pairs(world, 3)
+
+
+def wait_for_the_end(world: World) -> None:
+    start(world)
+    world.enqueue_many(0, "q", 2)
+    world.watch_job(1)
+    world.watch_job(2)
+    world.ack_many(0, pairs(world, 1))
+    world.cancel(0, 2)
+
+
 def be_exclusive(world: World) -> None:
     start(world)
     world.begin(0)
@@ -406,6 +450,7 @@ def fire(world: World) -> None:
     """A tick, and then some that nobody was there for; those that are skipped, too."""
     start(world)
     world.schedule(0, "one", "*/5 * * * *", "q", "one")
+    world.next_runs(0, "*/5 * * * *", 3)
     world.schedule(0, "all", "*/5 * * * *", "q", "all")
     world.schedule(0, "skip", "*/5 * * * *", "q", "skip")
     for _ in range(2):
@@ -584,6 +629,34 @@ MUTANTS = [
         set_rules,
     ),
     Mutant("everything is valid", "_validate", "v_valid IS NOT TRUE", "false", set_rules),
+    Mutant(
+        "nothing is added to a batch",
+        "add_to_batch",
+        "unnest(ids) i ON CONFLICT",
+        "unnest(ids[1:0]) i ON CONFLICT",
+        add_to_batch,
+    ),
+    Mutant("one too many of a group", "_pick_of", "v_limit - v_held), 0)", "v_limit - v_held + 1), 0)", one_of_a_group),
+    Mutant(
+        "last in, first out of a group",
+        "_pick_of",
+        "p.priority, p.id\n        LIMIT greatest",
+        "p.priority, p.id DESC\n        LIMIT greatest",
+        one_of_a_group,
+    ),
+    Mutant("a permit is not given back", "_end_permits", "ELSE 'ended' END", "ELSE m.state END", one_of_a_group),
+    Mutant("a failed job loses its place", "_end_permits", "WHEN again AND", "WHEN false AND", keep_its_place),
+    Mutant("a queue has no limit", "_claim_limited", "AND m.state = 'running'", "AND false", limit_a_queue),
+    Mutant(
+        "the next run is tomorrow",
+        "next_runs",
+        "coalesce(after, pgq._now())",
+        "coalesce(after, pgq._now() + '1 day')",
+        fire,
+    ),
+    Mutant(
+        "nobody hears of the end", "_tell", "WHERE pgq._is_watched(pgq._wait_key(i))", "WHERE false", wait_for_the_end
+    ),
     Mutant("a full queue is dropped", "drop_queue", "force IS NOT TRUE", "false", drop_what_is_not_empty),
 ]
 

@@ -49,19 +49,23 @@ def check_stats(model: Model, viewer: Transaction, actual: list[Stat]) -> None:
 def _check_stat(model: Model, viewer: Transaction, queue: Queue, places: list[Place], stat: Stat) -> None:
     ready = [place for place in places if place.state == "ready"]
     running = [place for place in places if place.state == "running"]
+    # What a claim has looked at and left to wait for its group is parked.
+    grouped = any(place.job.group for place in ready)
+    parked = min(stat.parked, len(ready)) if grouped else 0
+    oldest = model.now - min(place.job.enqueued_at for place in ready) if ready else None
     # A lease whose claim was committed only after it had expired is looked for every five minutes.
     seen = model.reaped_at or NEVER_YET
     overlooked = [p for p in running if p.lease and model.expires_at(viewer, p.lease) <= seen]
     expected = Stat(
         queue=queue.name,
         paused=queue.paused,
-        ready=len(ready),
+        ready=len(ready) - parked,
         running=min(max(stat.running, len(running) - len(overlooked)), len(running)),
         scheduled=sum(place.state == "scheduled" and place.attempt == 1 for place in places),
         retrying=sum(place.state == "scheduled" and place.attempt > 1 for place in places),
         dead=sum(place.state == "dead" for place in places),
-        oldest_ready=model.now - min(place.job.enqueued_at for place in ready) if ready else None,
-        parked=0,
+        oldest_ready=stat.oldest_ready if parked else oldest,
+        parked=parked,
         waiting=sum(place.state == "waiting" for place in places),
     )
     assert stat == expected, f"{stat}, and not {expected}"
@@ -77,6 +81,8 @@ def check_status(model: Model, viewer: Transaction, id: int, actual: State | Non
     if actual is None:
         assert model.forgotten(viewer, place), f"job {id} is lost: {place}"
         return
+    if actual.state == "parked" and place.job.group:
+        actual = replace(actual, state="ready")
     ended = place.state in ("done", "cancelled")
     error = place.error
     if ended and actual.error is None:
@@ -140,7 +146,7 @@ def _shown(state: str, ended: Attempt | Ending) -> tuple[Any, ...]:
 def check_batch(model: Model, viewer: Transaction, place: Place, row: tuple[int, ...], waits_for: list[int]) -> None:
     """What a job waits for has ended, as far as is known, or has not."""
     id, done, failed, pending = row
-    after = set(place.job.after or ())
+    after = set(model.after(viewer, place.job))
     assert (id, pending) == (place.job.id, len(waits_for)), f"{place}: {row}, but waits for {waits_for}"
     assert done + failed + pending == len(after), f"{place}: {row} of {after}"
     assert after.issuperset(waits_for), f"{place} waits for {waits_for}, and not some of {after}"
@@ -151,8 +157,10 @@ def check_batch(model: Model, viewer: Transaction, place: Place, row: tuple[int,
 def check_queues(model: Model, viewer: Transaction, rows: list[tuple[Any, ...]]) -> None:
     """The settings of all queues."""
     queues = [queue for queue in model.queues if visible(viewer, queue)]
-    expected = [(q.name, *astuple(q.settings), q.unique_until, q.validated) for q in queues]
-    assert sorted(rows) == sorted(expected), f"{rows}, and not {expected}"
+    expected = [
+        (q.name, *astuple(q.settings), q.unique_until, q.validated, q.group_limit, q.running_limit) for q in queues
+    ]
+    assert sorted(rows, key=str) == sorted(expected, key=str), f"{rows}, and not {expected}"
 
 
 def check_schedules(model: Model, viewer: Transaction, rows: list[tuple[str, str, str, str, datetime]]) -> None:
@@ -210,7 +218,8 @@ def _is(model: Model, ending: Ending, row: Archived) -> bool:
     job = ending.job
     if row.id != job.id or (ending.lease is not None and row.lease != ending.lease):
         return False
-    own = replace(row, headers=job.own(row.headers, went_on=ending.lease is not None))
+    others = len(model.after(OUTSIDE, job))
+    own = replace(row, headers=job.own(row.headers, others, went_on=ending.lease is not None))
     if ending.lease is None and row.worker in (None, MAINTENANCE):
         own = replace(own, worker=None)
     return row.drop_after - ending.finished_at in model.retentions(job.queue) and own == Archived(
@@ -261,6 +270,8 @@ def check_doctor(model: Model, viewer: Transaction, findings: list[tuple[str, st
         ready = model.places(viewer, "ready", queue.serial)
         running = model.places(viewer, "running", queue.serial)
         seen = model.reaped_at or NEVER_YET
+        if any(place.job.group for place in ready):
+            continue
         if any(p.lease and model.expires_at(viewer, p.lease) <= seen for p in running):
             continue
         old = any(model.now - place.job.enqueued_at > timedelta(minutes=1) for place in ready)

@@ -43,9 +43,10 @@ REFUSED_AFTER = "40ms"
 TICK = timedelta(milliseconds=1)
 SETTINGS = """
     SELECT name, lease, max_attempts, backoff, backoff_max, retention, shards, notify, unique_until,
-        validator IS NOT NULL
+        validator IS NOT NULL, group_limit, running_limit
     FROM pgq.queue
 """
+LEFT = "SELECT id FROM pgq.parked UNION ALL SELECT job_id FROM pgq.permit WHERE state <> 'ended'"
 SCHEDULES = "SELECT name, queue, cron, catch_up, next_at FROM pgq.schedule"
 WAITED = "55P03"
 
@@ -90,7 +91,7 @@ class World:
         """Sessions outlive a world: it takes them a while to have all functions in memory."""
         self.sessions = [Session(self.database.session(n, sync=sync), sync) for n, sync in enumerate(SYNC)]
         self.watcher = self.database.session(len(SYNC), sync=True)
-        self.watcher.execute("LISTEN pgq")
+        self.watcher.execute("LISTEN pgq; LISTEN pgq_job")
 
     # Calls ------------------------------------------------------------------------------------------------------------
 
@@ -188,7 +189,8 @@ class World:
         self.model.commit(tx)
         if wakes:
             words = set(heard(self.database.observer, self.watcher))
-            assert wakes <= words <= self.names, f"told of {words}, and not of {wakes}"
+            known = self.names | {str(id) for id in self.model.jobs}
+            assert wakes <= words <= known, f"told of {words}, and not of {wakes}"
 
     # Producing --------------------------------------------------------------------------------------------------------
 
@@ -241,6 +243,9 @@ class World:
             read=lambda rows: [row[0] for row in rows],
             **_adapted(sent),
         )
+
+    def add_to_batch(self, who: int, id: int, ids: Sequence[int]) -> Any:
+        return self.run(who, lambda tx: self.model.add_to_batch(tx, id, ids), "add_to_batch", id, list(ids))
 
     def enqueue_unique(self, who: int, queue: str, keys: Sequence[str | None], **named: Any) -> Any:
         """Several with pgq.enqueue_unique_many; one, if it has a key, with pgq.enqueue_unique."""
@@ -403,6 +408,9 @@ class World:
             catch_up=catch_up,
         )
 
+    def next_runs(self, who: int, cron: str, n: int) -> Any:
+        return self.run(who, lambda tx: self.model.next_runs(cron, n), "next_runs", cron, n=n, read=_column)
+
     def unschedule(self, who: int, name: str) -> Any:
         return self.run(who, lambda tx: self.model.unschedule(tx, name), "unschedule", name)
 
@@ -434,6 +442,16 @@ class World:
     def set_validator(self, who: int, name: str, validated: bool) -> Any:
         validator = "test_clock.valid(jsonb)" if validated else None
         return self.run(who, lambda tx: self.model.set_validator(tx, name, validated), "set_validator", name, validator)
+
+    def set_limits(self, who: int, name: str, group_limit: int, running_limit: int | None) -> Any:
+        return self.run(
+            who,
+            lambda tx: self.model.set_limits(tx, name, group_limit, running_limit),
+            "set_limits",
+            name,
+            group_limit,
+            running_limit,
+        )
 
     def try_exclusive(self, who: int, name: str) -> Any:
         return self.run(who, lambda tx: self.model.try_exclusive(tx, name), "try_exclusive", name)
@@ -595,17 +613,23 @@ class World:
     # Waiting workers --------------------------------------------------------------------------------------------------
 
     def watch(self, name: str) -> None:
-        self._from_watcher(self.model.watch(name), "watch", name)
+        self._from_watcher(self.model.watch(name), "watch", [name])
 
     def unwatch(self, name: str) -> None:
-        self._from_watcher(self.model.unwatch(name), "unwatch", name)
+        self._from_watcher(self.model.unwatch(name), "unwatch", [name])
 
-    def _from_watcher(self, call: Call, function: str, name: str) -> None:
+    def watch_job(self, id: int) -> None:
+        self._from_watcher(self.model.watch_job(id), "watch_job", id)
+
+    def unwatch_job(self, id: int) -> None:
+        self._from_watcher(self.model.unwatch_job(id), "unwatch_job", id)
+
+    def _from_watcher(self, call: Call, function: str, argument: list[str] | int) -> None:
         self._pass(TICK)
         expect = next(call)
         assert isinstance(expect, Expect)
-        value = self._execute(Session(self.watcher, True), expect, f"SELECT pgq.{function}(%s)", [[name]])
-        self.note(f"watcher: {function}({name!r}) -> {value}")
+        value = self._execute(Session(self.watcher, True), expect, f"SELECT pgq.{function}(%s)", [argument])
+        self.note(f"watcher: {function}({argument!r}) -> {value}")
         if isinstance(value, Refused):
             self._check_refusal(expect, value)
             call.close()
@@ -639,7 +663,7 @@ class World:
             check_dead(self.model, viewer, self._dead_letters(viewer, connection))
             for place in self.model.places(viewer, "running"):
                 self._check_running(viewer, connection, place)
-            for place in self.model.places(viewer, "waiting")[:3]:
+            for place in self.model.places(viewer, "waiting"):
                 self._check_waiting(viewer, connection, place)
 
     def _stats(self, connection: Connection) -> list[Stat]:
@@ -739,6 +763,7 @@ class World:
         self._drain()
         self._retire()
         self.check(full=True)
+        assert column(self.database.observer, LEFT) == [], "jobs of groups have ended, and something of them is left"
         self.attempts(0)
         with self.database.observer.cursor(row_factory=class_row(Archived)) as cursor:
             check_archive(self.model, cursor.execute("SELECT * FROM pgq.archive ORDER BY id, finished_at").fetchall())
@@ -756,7 +781,8 @@ class World:
             self.advance(timedelta(hours=3))
             self.maintain(0)
             for name in self._names():
-                self.ack_many(0, [(job.id, job.lease) for job in self.claim(0, name, 1000)])
+                while jobs := self.claim(0, name, 1000):
+                    self.ack_many(0, [(job.id, job.lease) for job in jobs])
             if not self._unfinished():
                 return
         raise AssertionError(f"still there: {self._unfinished()}")

@@ -92,6 +92,7 @@ class World:
         self.sessions = [Session(self.database.session(n, sync=sync), sync) for n, sync in enumerate(SYNC)]
         self.watcher = self.database.session(len(SYNC), sync=True)
         self.watcher.execute("LISTEN pgq; LISTEN pgq_job")
+        heard(self.database.observer, self.watcher)  # what was meant for the world before
 
     # Calls ------------------------------------------------------------------------------------------------------------
 

@@ -33,6 +33,10 @@ class Queue(Row):
     name: str
     settings: Settings
     paused: bool = False
+    unique_until: str = "finished"
+    validated: bool = False
+    group_limit: int = 1
+    running_limit: int | None = None
 
 
 @dataclass(eq=False, repr=False)
@@ -45,24 +49,27 @@ class Job:
     enqueued_at: datetime
     payload: Any
     task: str | None = None
-    priority: int = 0
     max_attempts: int | None = None
     headers: Any = None
+    group: str | None = None
     after: tuple[int, ...] | None = None
-    """The jobs that it waits for"""
+    """The jobs that it waits for, from the beginning; None: it is none of those that wait"""
 
     on_dead: str = "fail"
+    """What happens if one of those is not done: fail, skip or run"""
+
     places: list[Place] = field(default_factory=list)
 
-    def own(self, headers: Any) -> Any:
-        """What was found as its headers, without what tells how those have ended that it waited for."""
+    def own(self, headers: Any, others: int, *, went_on: bool = True) -> Any:
+        """What was found as its headers, without what tells how the others have ended that it waited for."""
         if self.after is None or self.on_dead != "run" or not headers:
             return headers
-        assert sum(headers.get("after", {}).values()) == len(set(self.after)), headers
+        if went_on or "after" in headers:
+            assert sum(headers.get("after", {}).values()) == others, headers
         return {key: value for key, value in headers.items() if key != "after"} or None
 
     def __repr__(self) -> str:
-        return f"<job {self.id} of {self.queue_name}, priority {self.priority}>"
+        return f"<job {self.id} of {self.queue_name}>"
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,7 @@ class Place(Row):
     """scheduled, waiting, ready, running, dead, done, cancelled; gone: cancelled without a trace"""
 
     attempt: int
+    priority: int = 0
     made: int = 0
     """The event at which the job came here."""
 
@@ -95,12 +103,20 @@ class Place(Row):
     finished_at: datetime | None = None
     result: Any = None
     reason: str | None = None
-    """Why it died without an attempt"""
+    """Why it ended, if that is in no history"""
 
     def __repr__(self) -> str:
-        words = [f"{self.state}, attempt {self.attempt}", "at the front" if self.front else ""]
+        words = [
+            f"{self.state}, attempt {self.attempt}, priority {self.priority}",
+            "at the front" if self.front else "",
+        ]
         words += [f"by {self.born}", f"taken away by {self.died}" if self.died else ""]
         return f"<{self.job}: {', '.join(word for word in words if word)}>"
+
+    @property
+    def status(self) -> str:
+        """The state, as pgq.job_status has it."""
+        return "retrying" if self.state == "scheduled" and self.attempt > 1 else self.state
 
     @property
     def error(self) -> str | None:
@@ -135,10 +151,11 @@ class Ending(Row):
     job: Job
     kind: str
     attempt: int
+    priority: int
     started_at: datetime
     finished_at: datetime
     lease: int | None
-    """None: an administrative claim, whose number nobody was told"""
+    """None: it was taken back unclaimed, under a lease whose number nobody was told"""
 
     worker: str | None
     result: Any = None
@@ -159,6 +176,31 @@ class Key(Row):
         return place is not None and place.state in states and not (self.until_claimed and place.attempt > 1)
 
 
+@dataclass(eq=False)
+class Request(Row):
+    """A running job is asked to stop. This stays until somebody sees it who ends the job, or finds it ended."""
+
+    job: int
+
+
+@dataclass(eq=False)
+class Added(Row):
+    """A batch, or another job that waits, has another one to wait for."""
+
+    job: int
+    other: int
+
+
+@dataclass(eq=False)
+class Progress(Row):
+    """What a running attempt told last."""
+
+    job: int
+    lease: int
+    at: datetime
+    value: Any
+
+
 @dataclass(frozen=True)
 class Expect:
     """What a call must come back with. Without an error it succeeds, unless another transaction may hold it up."""
@@ -176,5 +218,16 @@ class Look:
     ids: list[int]
 
 
-Call = Generator[Expect | Look, Any, None]
-"""A call: yields what to expect, is sent what came back, may ask for a look, and writes down what has changed."""
+@dataclass(frozen=True)
+class Asked:
+    """Whether somebody looked after the requests just now: the caller shall tell which jobs are still asked to stop."""
+
+
+@dataclass(frozen=True)
+class Newest:
+    """Which job is the newest: the caller shall tell the last id that was given out."""
+
+
+Wish = Look | Asked | Newest
+Call = Generator[Expect | Wish, Any, None]
+"""A call: yields what to expect, is sent what came back, may wish to look, and writes down what has changed."""

@@ -27,9 +27,16 @@ CLOCK = """
     CREATE OR REPLACE FUNCTION pgq._now() RETURNS timestamptz LANGUAGE sql VOLATILE
         SET search_path = pg_catalog, pg_temp
         AS $$ SELECT 'epoch'::timestamptz + pg_sequence_last_value('test_clock.now') * interval '1 microsecond' $$;
+    CREATE FUNCTION test_clock.valid(payload jsonb) RETURNS boolean LANGUAGE sql IMMUTABLE
+        AS $$ SELECT NOT payload ? 'bad' $$;
 """
 
 TABLES = "SELECT relname FROM pg_class WHERE relnamespace = 'pgq'::regnamespace AND relkind = 'r'"
+# These wait for five seconds by themselves; here the session says how long.
+PATIENT = """
+    SELECT oid::regprocedure::text FROM pg_proc
+    WHERE pronamespace = 'pgq'::regnamespace AND 'lock_timeout=5s' = ANY (proconfig)
+"""
 SEQUENCES = """
     SELECT sequencename, coalesce(last_value, start_value), last_value IS NOT NULL
     FROM pg_sequences WHERE schemaname = 'pgq'
@@ -47,6 +54,8 @@ class Database:
             admin.execute(f"CREATE DATABASE {NAME} TEMPLATE {template}")
         self.observer = self.connect(sync=False)
         self.observer.execute(CLOCK)
+        for function in column(self.observer, PATIENT):
+            self.observer.execute(f"ALTER FUNCTION {function} RESET lock_timeout")
         self._sessions: dict[int, Connection] = {}
         self._initial = self.observer.execute(SEQUENCES).fetchall()
         assert self._filled() == [], "a fresh installation is not empty"

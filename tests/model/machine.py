@@ -18,7 +18,9 @@ from tests.model.model import Pair
 from tests.model.transactions import OUTSIDE, Transaction
 from tests.model.world import SYNC, World
 
-QUEUES = ["line", "wide", "o\"d'd %s", "späť"]
+QUEUES = ["line", "wide", "o\"d'd %s", "späť", "grouped"]
+GROUPED = 4
+"""This queue has jobs with groups, and no others. What is enqueued elsewhere is claimed in a stricter order."""
 
 # Some functions have no place in the model.
 NOT_DRIVEN = {
@@ -30,35 +32,12 @@ NOT_DRIVEN = {
     "wait": "a procedure; tests/sql/test_wait.py",
     "enqueue_row": "a trigger; tests/sql/test_outbox.py",
     "enqueue_rows": "a trigger; tests/sql/test_outbox.py",
-    "try_exclusive": "a lock and no job; tests/sql/test_exclusive.py",
-    "exclusive_holder": "a lock and no job; tests/sql/test_exclusive.py",
-    "schedule": "has a differential test of its own; tests/sql/test_cron.py",
-    "unschedule": "tests/sql/test_cron.py",
-    "next_runs": "tests/sql/test_cron_lines.py",
-    "attempts": "reads; tests/sql/test_attempts.py",
-    "progress": "tests/sql/test_attempts.py",
-    "job_progress": "tests/sql/test_attempts.py",
     "queues": "reads; tests/sql/test_jobs.py",
     "jobs": "reads; tests/sql/test_jobs.py",
     "workers": "reads; tests/sql/test_jobs.py",
     "activity": "reads; tests/sql/test_jobs.py",
     "failures": "reads; tests/sql/test_jobs.py",
-    "dead_letters": "reads; tests/sql/test_dead.py",
-    "purge_state": "a part of purge; tests/sql/test_administration.py",
-    "cancel": "stories for two sessions at every step; tests/sql/test_cancel.py",
-    "cancel_many": "tests/sql/test_cancel.py",
-    "cancel_requested": "tests/sql/test_cancel.py",
-    "cancel_claimed": "tests/sql/test_cancel.py",
-    "reschedule": "tests/sql/test_cancel.py",
-    "set_priority": "tests/sql/test_cancel.py",
-    "add_to_batch": "stories for two sessions; tests/sql/test_after.py",
-    "batch_status": "reads; tests/sql/test_after.py",
-    "waits_for": "reads; tests/sql/test_after.py",
-    "watch_job": "tests/sql/test_wait.py",
-    "unwatch_job": "tests/sql/test_wait.py",
-    "set_unique": "a default of enqueue_unique; tests/sql/test_unique.py",
-    "set_limits": "what claims may return depends on who runs what; tests/sql/test_groups.py",
-    "set_validator": "tests/sql/test_validators.py",
+    "cancel_claimed": "cancel and reject in one; tests/sql/test_cancel.py",
 }
 DRIVEN: dict[str, str] = {}
 
@@ -80,6 +59,9 @@ WRONG = [
     ("SELECT pgq.job_status(NULL)", "22004"),
     ("SELECT pgq.watch('{no such queue}')", "PQ002"),
     ("SELECT pgq.enqueue('line', group_key => '')", "22023"),
+    ("SELECT pgq.cancel(NULL)", "22004"),
+    ("SELECT pgq.reschedule(1, 'infinity')", "22023"),
+    ("SELECT pgq.set_priority(1, 101)", "22023"),
 ]
 
 T = TypeVar("T")
@@ -119,6 +101,7 @@ CHANGES: list[dict[str, Any]] = [
     {"notify": True},
     {"backoff": timedelta(seconds=5), "backoff_max": timedelta(seconds=5)},
 ]
+LINES = [("*/5 * * * *", "one"), ("*/5 * * * *", "skip"), ("@hourly", "one"), ("0 */6 * * *", "all")]
 ACCIDENTS = ["close", "close", "terminate", "terminate", "fast", "immediate", "immediate"]
 # Mostly pairs that are good.
 PICKS = [
@@ -140,6 +123,7 @@ PICKS = [
 who = st.integers(0, len(SYNC) - 1)
 number = st.integers(0, 999)
 queue = st.sampled_from([0, 0, 0, 1, 1, 2, 3])
+any_queue = st.sampled_from([0, 0, 0, 1, 1, 2, 3, GROUPED, GROUPED])
 duration = st.none() | st.sampled_from([timedelta(milliseconds=1), *MINUTES[1:]])
 pick = st.tuples(st.sampled_from(PICKS), number)
 picks = st.lists(pick, min_size=1, max_size=5)
@@ -160,7 +144,7 @@ job_options = st.fixed_dictionaries(
 
 
 AFTER_OPTIONS = {
-    "on_dead": st.sampled_from(["fail", "run"]),
+    "on_dead": st.sampled_from(["fail", "run", "skip"]),
     "delay": st.sampled_from(MINUTES),
     "priority": st.sampled_from([0, 7]),
     "headers": st.just({"trace": "1"}),
@@ -179,6 +163,7 @@ class Machine(RuleBasedStateMachine):
         self.steps = 0
         self.world.create_queue(0, QUEUES[0], Settings(shards=shards, max_attempts=3))
         self.world.create_queue(0, QUEUES[1], SETTINGS[1])
+        self.world.create_queue(0, QUEUES[GROUPED], SETTINGS[0])
 
     # Choosing among what is there -------------------------------------------------------------------------------------
 
@@ -251,7 +236,7 @@ class Machine(RuleBasedStateMachine):
         tx, prepared = self.world.sessions[who].tx, self.world.model.prepared
         if prepared and finish and not self.world.sessions[0].tx:
             self.world.finish_prepared(next(iter(prepared)), commit=commit)
-        elif tx and not tx.wakes and not tx.holds("ring"):
+        elif tx and not tx.wakes and not any(tx.holds(ring) for ring in ("ring", "ring shared", "ring perhaps")):
             self.world.prepare(who, f"p{self.steps}")
         self.after()
 
@@ -292,6 +277,38 @@ class Machine(RuleBasedStateMachine):
         self.world.enqueue_after(who, after, QUEUES[queue], count, **options)
         self.after(who)
 
+    @drives("add_to_batch")
+    @rule(who=who, number=number, others=st.lists(number, min_size=1, max_size=2, unique=True))
+    def add_to_batch(self, who: int, number: int, others: list[int]) -> None:
+        """Jobs that are older than the batch. Or itself, which is refused."""
+        model, view = self.world.model, self.view(who)
+        if self.frozen(who):
+            return
+        if not model.places(view, "waiting"):
+            self.world.enqueue_after(who, sorted(model.jobs)[-1:], QUEUES[0], 1, on_dead="run", priority=7)
+        id = self._newest(who, "waiting", number)
+        known = [id, *model.after(view, model.jobs[id])] if id in model.jobs else []
+        older = [other for other in sorted(model.jobs) if other < id and other not in known][-20:]
+        chosen = known[:1] if number % 8 == 0 else [older[n % len(older)] for n in others] if older else []
+        if chosen:
+            self.world.add_to_batch(who, id, sorted(set(chosen)))
+            self.after(who)
+
+    @drives("enqueue")
+    @rule(
+        who=who,
+        keys=st.lists(st.sampled_from("aab"), min_size=1, max_size=4),
+        priority=st.sampled_from([0, 0, 0, 7]),
+        delay=st.sampled_from([None, None, timedelta(seconds=20)]),
+    )
+    def enqueue_grouped(self, who: int, keys: list[str], priority: int, delay: timedelta | None) -> None:
+        options: dict[str, Any] = {"priority": priority, "delay": delay}
+        if len(keys) == 1:
+            self.world.enqueue(who, QUEUES[GROUPED], group_key=keys[0], **options)
+        else:
+            self.world.enqueue_many(who, QUEUES[GROUPED], len(keys), group_keys=keys, **options)
+        self.after(who)
+
     @drives("enqueue_unique", "enqueue_unique_many")
     @rule(
         who=who,
@@ -314,6 +331,21 @@ class Machine(RuleBasedStateMachine):
         self._fill(who, queue, batch)
         self.world.claim(who, QUEUES[queue], batch, lease_for=lease_for, worker=worker)
         self.after(who)
+
+    @drives("claim")
+    @rule(who=who, batch=st.sampled_from([1, 2, 5]))
+    def claim_grouped(self, who: int, batch: int) -> None:
+        if not any(place.job.group for place in self.world.model.places(self.view(who), "ready")):
+            self.world.enqueue_many(who, QUEUES[GROUPED], 3, group_keys=["a", "a", "b"])
+        self.world.claim(who, QUEUES[GROUPED], batch)
+        self.after(who)
+
+    @drives("set_limits")
+    @rule(who=who, group_limit=st.sampled_from([1, 1, 2]), running_limit=st.sampled_from([None, None, 2]))
+    def set_limits(self, who: int, group_limit: int, running_limit: int | None) -> None:
+        if not self.frozen(who):
+            self.world.set_limits(who, QUEUES[GROUPED], group_limit, running_limit)
+            self.after(who)
 
     @drives("claim")
     @rule(who=who, queue=queue, batch=st.sampled_from([1, 1, 3]))
@@ -387,6 +419,13 @@ class Machine(RuleBasedStateMachine):
             self.world.extend(who, leases[0], lease_for)
         self.after(who)
 
+    @drives("progress")
+    @rule(who=who, pick=pick, value=number)
+    def progress(self, who: int, pick: tuple[str, int], value: int) -> None:
+        for pair in self._settled(who, [("held", value), pick])[:2]:
+            self.world.progress(who, pair, value)
+            self.after(who)
+
     def _settled(self, who: int, picks: list[tuple[str, int]]) -> list[Pair]:
         if self.frozen(who):
             return []
@@ -396,6 +435,57 @@ class Machine(RuleBasedStateMachine):
             self._fill(who, queue, batch)
             self.world.claim(who, QUEUES[queue], batch)
         return self.pairs(who, picks)
+
+    # Taking back ------------------------------------------------------------------------------------------------------
+
+    @drives("cancel", "cancel_requested")
+    @rule(who=who, state=st.sampled_from(["running", "running", "ready", "scheduled", "waiting", "any"]), number=number)
+    def cancel(self, who: int, state: str, number: int) -> None:
+        """One of the newest jobs; and what its worker is told then, if it runs."""
+        if state == "running":
+            self._settled(who, [("held", number)])
+        id = self._newest(who, state, number)
+        self.world.cancel(who, id)
+        place = self.world.model.place(self.view(who), id)
+        if place and place.lease and not self.frozen(who):
+            self.world.cancel_requested(who, [place.lease.id, None])
+        self.after(who)
+
+    @drives("cancel_many")
+    @rule(who=who, queue=any_queue, task=st.sampled_from([None, "task"]), running=st.booleans())
+    def cancel_many(self, who: int, queue: int, task: str | None, running: bool) -> None:
+        self.world.cancel_many(who, QUEUES[queue], task=task, running=running)
+        self.after(who)
+
+    @drives("reschedule")
+    @rule(who=who, state=st.sampled_from(["ready", "ready", "scheduled", "waiting", "any"]), number=number)
+    def reschedule(self, who: int, state: str, number: int) -> None:
+        run_at = self.world.model.now + MINUTES[number % len(MINUTES)] - timedelta(seconds=number % 2)
+        self.world.reschedule(who, self._newest(who, state, number), run_at)
+        self.after(who)
+
+    @drives("set_priority")
+    @rule(
+        who=who,
+        state=st.sampled_from(["ready", "ready", "scheduled", "waiting", "any"]),
+        number=number,
+        priority=st.sampled_from([0, -100, 7]),
+    )
+    def set_priority(self, who: int, state: str, number: int, priority: int) -> None:
+        """Not where a crash may undo it: nobody could tell before the job is claimed."""
+        if self.world.sessions[who].sync:
+            self.world.set_priority(who, self._newest(who, state, number), priority)
+            self.after(who)
+
+    def _newest(self, who: int, state: str, number: int) -> int:
+        return self._seen(self.view(who), state, number)
+
+    def _seen(self, view: Transaction, state: str, number: int) -> int:
+        """One of the newest jobs in a state, or of all; or one that is not known yet."""
+        model = self.world.model
+        places = [place for id in sorted(model.jobs) if (place := model.place(view, id))]
+        ids = [place.job.id for place in places if state in ("any", place.state)][-5:]
+        return ids[number % len(ids)] if ids else max(model.jobs, default=0) + 1
 
     # Maintenance ------------------------------------------------------------------------------------------------------
 
@@ -425,7 +515,7 @@ class Machine(RuleBasedStateMachine):
             self.after(who)
 
     @drives("alter_queue", "pause", "resume")
-    @rule(who=who, queue=queue, what=st.sampled_from(["alter", "alter", "pause", "resume"]), changes=changes)
+    @rule(who=who, queue=any_queue, what=st.sampled_from(["alter", "alter", "pause", "resume"]), changes=changes)
     def alter_queue(self, who: int, queue: int, what: str, changes: dict[str, Any]) -> None:
         if self.frozen(who):
             return
@@ -435,17 +525,41 @@ class Machine(RuleBasedStateMachine):
             (self.world.pause if what == "pause" else self.world.resume)(who, QUEUES[queue])
         self.after(who)
 
-    @drives("purge", "drop_queue")
-    @rule(who=who, queue=queue, what=st.sampled_from(["purge", "purge", "drop", "force"]))
-    def clear(self, who: int, queue: int, what: str) -> None:
-        """Not while others have transactions open: it would wait for them, for seconds."""
-        if self.world.model.busy_elsewhere(self.view(who)):
-            return
-        if what == "purge":
-            self.world.purge(who, QUEUES[queue])
-        else:
-            self.world.drop_queue(who, QUEUES[queue], force=what == "force")
+    @drives("set_unique", "set_validator")
+    @rule(who=who, queue=queue, unique_until=st.sampled_from(["claimed", "finished"]), validated=st.booleans())
+    def set_rules(self, who: int, queue: int, unique_until: str, validated: bool) -> None:
+        """And one job that a validator would refuse."""
+        if not self.frozen(who):
+            self.world.set_unique(who, QUEUES[queue], unique_until)
+            self.world.set_validator(who, QUEUES[queue], validated)
+        self.world.enqueue(who, QUEUES[queue], bad=True)
         self.after(who)
+
+    @drives("try_exclusive", "exclusive_holder")
+    @rule(who=who, name=st.sampled_from(["a", "a", "b"]))
+    def be_exclusive(self, who: int, name: str) -> None:
+        self.world.try_exclusive(who, name)
+        self.world.exclusive_holder(who, name)
+
+    @drives("purge", "purge_state")
+    @rule(
+        who=who,
+        queue=any_queue,
+        state=st.sampled_from([None, None, "ready", "scheduled", "retrying", "waiting", "dead"]),
+    )
+    def purge(self, who: int, queue: int, state: str | None) -> None:
+        """Not while others have transactions open: it would wait for them."""
+        if not self.world.model.busy_elsewhere(self.view(who)):
+            parked = queue == GROUPED and state == "ready"  # nobody knows which of them are
+            self.world.purge(who, QUEUES[queue], None if parked else state)
+            self.after(who)
+
+    @drives("drop_queue")
+    @rule(who=who, queue=queue, force=st.booleans())
+    def drop_queue(self, who: int, queue: int, force: bool) -> None:
+        if not self.world.model.busy_elsewhere(self.view(who)):
+            self.world.drop_queue(who, QUEUES[queue], force=force)
+            self.after(who)
 
     @drives("redrive")
     @rule(who=who, ids=st.none() | st.lists(number, max_size=3), other=once_in_eight)
@@ -482,12 +596,39 @@ class Machine(RuleBasedStateMachine):
             self.world.discard(who, dead[0].job.queue_name, chosen)
             self.after(who)
 
+    @drives("schedule", "unschedule", "next_runs")
+    @rule(who=who, queue=queue, name=st.sampled_from(["a", "b"]), line=st.sampled_from([*LINES, None]))
+    def schedule(self, who: int, queue: int, name: str, line: tuple[str, str] | None) -> None:
+        """maintain and promote fire what is due."""
+        if self.frozen(who):
+            return
+        if line:
+            cron, catch_up = line
+            self.world.schedule(who, name, cron, QUEUES[queue], catch_up)
+            self.world.next_runs(who, cron, 3)
+        else:
+            self.world.unschedule(who, name)
+        self.after(who)
+
     # Waiting workers --------------------------------------------------------------------------------------------------
 
     @drives("watch", "unwatch")
     @rule(queue=queue, watch=st.sampled_from([True, True, False]))
     def watch(self, queue: int, watch: bool) -> None:
         (self.world.watch if watch else self.world.unwatch)(QUEUES[queue])
+
+    @drives("watch_job", "unwatch_job")
+    @rule(state=st.sampled_from(["running", "running", "ready", "any"]), number=number, watch=st.booleans())
+    def watch_job(self, state: str, number: int, watch: bool) -> None:
+        """One of the newest jobs; or wait no more for one that was waited for."""
+        model = self.world.model
+        awaited = sorted(model.awaited)
+        if model.held_up(OUTSIDE, "truncated") or model.turning(OUTSIDE):
+            return
+        if watch or not awaited:
+            self.world.watch_job(self._seen(OUTSIDE, state, number))
+        else:
+            self.world.unwatch_job(awaited[number % len(awaited)])
 
     # Time, and accidents ----------------------------------------------------------------------------------------------
 
@@ -506,7 +647,7 @@ class Machine(RuleBasedStateMachine):
 
     # Looking ----------------------------------------------------------------------------------------------------------
 
-    @drives("stats", "job_status", "doctor")
+    @drives("stats", "job_status", "doctor", "attempts", "job_progress", "dead_letters", "batch_status", "waits_for")
     @rule(who=who, wrong=st.sampled_from(WRONG))
     def look(self, who: int, wrong: tuple[str, str]) -> None:
         """A call that is wrong in itself, and after that everything is as it was."""
@@ -514,6 +655,7 @@ class Machine(RuleBasedStateMachine):
             query, sqlstate = wrong
             self.world.refuses(who, query, [], sqlstate)
         self.world.doctor(who)
+        self.world.attempts(who)
         self.world.check(full=True)
         self.world.check_session(who, full=True)
 

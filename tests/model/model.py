@@ -13,11 +13,32 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from typing import Any, TypeVar
 
-from tests.model.data import Call, Ending, Expect, Expiry, Failure, Job, Key, Lease, Look, Place, Queue, Settings
-from tests.model.order import Line, check_claim
+from tests.model.data import (
+    Added,
+    Asked,
+    Call,
+    Ending,
+    Expect,
+    Expiry,
+    Failure,
+    Job,
+    Key,
+    Lease,
+    Look,
+    Newest,
+    Place,
+    Progress,
+    Queue,
+    Request,
+    Settings,
+    Wish,
+)
+from tests.model.order import Line, check_claim, check_turns
+from tests.model.ticks import Schedule, fired, next_tick
 from tests.model.transactions import (
     NEVER,
     OUTSIDE,
+    Row,
     Transaction,
     Wake,
     contested,
@@ -36,6 +57,17 @@ WATCHED_FOR = timedelta(seconds=54)
 FULL_PROMOTE = timedelta(minutes=1)
 FULL_REAP = timedelta(minutes=5)
 """How often promote and reap look at everything, and not only at what has become due since the last time."""
+
+PURSUE = timedelta(seconds=1)
+"""How often maintain looks after jobs that are asked to stop."""
+
+OVERDUE = timedelta(seconds=1)
+"""Nobody stays awake for a tick that should have been fired before."""
+
+PROGRESS = timedelta(seconds=1)
+"""How often an attempt may tell how far it is, at most."""
+
+UNCLAIMED = ("scheduled", "waiting", "ready")
 
 NEVER_YET = datetime.min.replace(tzinfo=timezone.utc)
 
@@ -60,12 +92,21 @@ class Model:
     leases: dict[int, Lease] = field(default_factory=dict)
     keys: list[Key] = field(default_factory=list)
     endings: list[Ending] = field(default_factory=list)
+    added: list[Added] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
+    progresses: list[Progress] = field(default_factory=list)
+    schedules: list[Schedule] = field(default_factory=list)
     open: list[Transaction] = field(default_factory=list)
     prepared: dict[str, Transaction] = field(default_factory=dict)
     watching: dict[int, int] = field(default_factory=dict)
     watched_at: datetime | None = None
+    awaited: dict[int, int] = field(default_factory=dict)
+    """How often the end of a job is waited for"""
+
+    awaited_at: datetime | None = None
     reaped_at: datetime | None = None
     promoted_at: datetime | None = None
+    pursued_at: datetime | None = None
     carried_at: int = 0
     """When jobs were last carried out of an old segment."""
 
@@ -131,6 +172,14 @@ class Model:
                 other.rollback(tx)
         return other
 
+    def forget_lost_jobs(self) -> None:
+        """After a crash the ids of jobs that were lost may never have been given out."""
+        self.jobs = {
+            id: job
+            for id, job in self.jobs.items()
+            if any(place.born.state == "committed" or place.born in self.open for place in job.places)
+        }
+
     def others(self, tx: Transaction) -> list[Transaction]:
         return [other for other in self.open if other is not tx]
 
@@ -138,9 +187,17 @@ class Model:
         """Whether another open transaction holds this."""
         return any(other.holds(what, of) for other in self.others(tx))
 
+    def turning(self, tx: Transaction) -> bool:
+        """Whether another open transaction turns the ring, as far as is known."""
+        return self.held_up(tx, "ring") or self.held_up(tx, "ring perhaps")
+
+    def busy_elsewhere(self, tx: Transaction) -> bool:
+        """Whether another open transaction has done anything at all."""
+        return any(other.log for other in self.others(tx))
+
     # Rows -------------------------------------------------------------------------------------------------------------
 
-    def die(self, tx: Transaction, row: Queue | Place) -> None:
+    def die(self, tx: Transaction, row: Row) -> None:
         assert not contested(tx, row), f"the model let two transactions end {row}"
         row.died = tx
         tx.log.append(("died", row))
@@ -153,7 +210,14 @@ class Model:
         new = replace(place, born=tx, died=None, state=state, made=self.events, **{**fresh, **changes})
         place.job.places.append(new)
         tx.log.append(("born", new))
+        if state in ("done", "dead", "cancelled") or (state == "gone" and place.state in UNCLAIMED):
+            self._tell(tx, place.job.id)
         return new
+
+    def _tell(self, tx: Transaction, id: int) -> None:
+        """Who waits for the end of this job will be told when the transaction commits."""
+        if self.awaited.get(id) and self.awaited_at and self.now < self.awaited_at + WATCHED_FOR:
+            tx.log.append(Wake(str(id)))
 
     def place(self, viewer: Transaction, id: int) -> Place | None:
         return first_visible(viewer, self.jobs[id].places) if id in self.jobs else None
@@ -174,6 +238,22 @@ class Model:
         assert queue is not None
         return queue.settings
 
+    def retentions(self, serial: int) -> set[timedelta]:
+        """How long the queue has ever kept its archive: which of them counted depends on when a segment was retired."""
+        return {queue.settings.retention for queue in self.queues if queue.serial == serial}
+
+    def may_be_dropped(self, serial: int, finished_at: datetime) -> bool:
+        """Whether the archive may be without an attempt that ended then."""
+        shortest = min(self.retentions(serial))
+        return not shortest or self.now > finished_at + shortest
+
+    def forgotten(self, viewer: Transaction, place: Place) -> bool:
+        """Whether a job that has ended may be gone without a trace."""
+        if place.state not in ("done", "cancelled") or place.finished_at is None:
+            return False
+        dropped = self.queue_of(viewer, place.job.queue) is None
+        return dropped or self.may_be_dropped(place.job.queue, place.finished_at)
+
     def expires_at(self, viewer: Transaction, lease: Lease) -> datetime:
         return max(expiry.at for expiry in lease.expiries if visible(viewer, expiry))
 
@@ -191,7 +271,10 @@ class Model:
     ) -> Call:
         """Also pgq.enqueue, which is the case of one payload."""
         found = self.queue(tx, queue)
-        ids = yield self._producing(tx, found)
+        expect = self._producing(tx, found)
+        if found and found.validated and any("bad" in payload for payload in payloads):
+            expect = replace(expect, error=expect.error or "PQ004")
+        ids = yield expect
         assert found
         assert ids == sorted(set(ids)), f"ids out of order: {ids}"
         assert len(ids) == len(payloads)
@@ -212,19 +295,23 @@ class Model:
         *,
         run_at: datetime | None = None,
         delay: timedelta | None = None,
+        priority: int = 0,
+        group_key: str | None = None,
+        group_keys: Sequence[str] | None = None,
         **properties: Any,
     ) -> None:
+        groups: Sequence[str | None] = group_keys or [group_key] * len(ids)
         if delay is not None:
             run_at = self.now + delay
         later = run_at is not None and run_at > self.now
-        for id, payload in zip(ids, payloads, strict=True):
+        for id, payload, group in zip(ids, payloads, groups, strict=True):
             taken = id in self.jobs and any(
                 place.born.state == "committed" or place.born in self.open for place in self.jobs[id].places
             )
             assert not taken, f"job id {id} was given out twice"
-            job = Job(id, queue.serial, queue.name, self.now, payload, **properties)
+            job = Job(id, queue.serial, queue.name, self.now, payload, group=group, **properties)
             state = "waiting" if job.after is not None else "scheduled" if later else "ready"
-            place = Place(tx, None, job, state, 1, self.events)
+            place = Place(tx, None, job, state, 1, priority, self.events)
             place.run_at = run_at if later or job.after is not None else None
             job.places.append(place)
             self.jobs[id] = job
@@ -232,6 +319,21 @@ class Model:
         tx.hold("jobs")
         if ids and (not later or "after" in properties):
             self.wake(tx, queue.serial)
+
+    def after(self, viewer: Transaction, job: Job) -> list[int]:
+        """The jobs that it waits for, or has waited for."""
+        added = [row.other for row in self.added if row.job == job.id and visible(viewer, row)]
+        return distinct([*(job.after or ()), *added])
+
+    def add_to_batch(self, tx: Transaction, id: int, ids: Sequence[int]) -> Call:
+        place = self.place(tx, id)
+        waits = place is not None and place.state == "waiting"
+        error = "PQ006" if not waits else "22023" if id in ids else None
+        yield Expect(error=error, may_wait=self.busy_elsewhere(tx))
+        for other in ids:
+            row = Added(tx, None, id, other)
+            self.added.append(row)
+            tx.log.append(("born", row))
 
     def enqueue_unique_many(
         self,
@@ -253,7 +355,7 @@ class Model:
         must = any(self._being_taken(tx, found.serial, name) for name in taken)
         expect = self._producing(tx, found)
         answers: list[tuple[int, bool]] = yield replace(
-            expect, must_wait=expect.must_wait or must, may_wait=bool(taken) and self.held_up(tx, "ring")
+            expect, must_wait=expect.must_wait or must, may_wait=bool(taken) and self.turning(tx)
         )
         seen = set(held)
         for name, (id, inserted) in zip(keys, answers, strict=True):
@@ -266,7 +368,7 @@ class Model:
                 if row := rows[name]:
                     row.died = tx
                     tx.log.append(("died", row))
-                key = Key(tx, None, found.serial, name, id, unique_until == "claimed")
+                key = Key(tx, None, found.serial, name, id, (unique_until or found.unique_until) == "claimed")
                 self.keys.append(key)
                 tx.log.append(("born", key))
         new = [(id, payload) for (id, inserted), payload in zip(answers, payloads, strict=True) if inserted]
@@ -315,15 +417,20 @@ class Model:
         assert not wrong, f"jobs {wrong} were not there to be claimed: {[self.place(tx, id) for id in wrong]}"
         taken = [candidates[job.id] for job in jobs]
         assert not [p for p in taken if contested(tx, p)], "claimed what another session has claimed"
-        if not tx.holds("carried"):  # then some of them are this transaction's own now, and it cannot claim them
+        free = [p for p in candidates.values() if not contested(tx, p)]
+        grouped = any(place.job.group for place in free)
+        # What was carried is this transaction's own now, and it cannot claim that.
+        if grouped and not tx.holds("carried"):
+            check_turns(free, taken, batch)
+        elif not tx.holds("carried"):
             line = Line(
-                candidates=[p for p in candidates.values() if not contested(tx, p)],
+                candidates=free,
                 shards=None if found.serial in self.resharded else found.settings.shards,
                 carried_at=self.carried_at,
                 complete=not busy,
             )
             check_claim(line, taken, batch)
-        self._check_claimed(found, jobs, taken, self.now + (lease_for or found.settings.lease))
+        self._check_claimed(tx, found, jobs, taken, self.now + (lease_for or found.settings.lease))
 
         for job, place in zip(jobs, taken, strict=True):
             lease = self.leases.get(job.lease)
@@ -334,20 +441,36 @@ class Model:
                 tx.log.append(("born", expiry))
             lease.jobs.append(place.job)
             self.move(tx, place, "running", lease=lease, started_at=self.now)
+        if grouped:
+            self._check_limits(tx, found, taken)
         tx.hold("lanes", found.serial)
         if len(jobs) < batch:
             yield from self._looked_around(tx)
 
-    def _check_claimed(self, queue: Queue, jobs: list[Claimed], taken: list[Place], expires_at: datetime) -> None:
+    def _check_limits(self, tx: Transaction, queue: Queue, taken: list[Place]) -> None:
+        """A group has so many jobs running, or waiting for their next attempt, as its limit was at most."""
+        limit = max(version.group_limit for version in self.queues if version.serial == queue.serial)
+        running = self.places(tx, "running", queue.serial)
+        again = [p for state in UNCLAIMED for p in self.places(tx, state, queue.serial) if p.attempt > 1 or p.front]
+        for group in {place.job.group for place in taken}:
+            busy = [place for place in running + again if place.job.group == group]
+            assert len(busy) <= limit, f"claimed {taken} of a group that has {busy}"
+        if taken and queue.running_limit is not None:
+            assert len(running) <= queue.running_limit, f"claimed {taken}, and these are running: {running}"
+
+    def _check_claimed(
+        self, tx: Transaction, queue: Queue, jobs: list[Claimed], taken: list[Place], expires_at: datetime
+    ) -> None:
         known = [job.lease for job in jobs if job.lease in self.leases]
         assert not known, f"leases {known} were given out before"
         for claimed, place in zip(jobs, taken, strict=True):
             job = place.job
             expected = Claimed(
                 job.id, claimed.lease, queue.name, job.task, job.payload, place.attempt,
-                job.max_attempts or queue.settings.max_attempts, job.priority, job.enqueued_at, expires_at, job.headers,
+                job.max_attempts or queue.settings.max_attempts, place.priority, job.enqueued_at, expires_at,
+                job.headers,
             )  # fmt: skip
-            claimed = replace(claimed, headers=job.own(claimed.headers))
+            claimed = replace(claimed, headers=job.own(claimed.headers, len(self.after(tx, job))))
             assert claimed == expected, f"{claimed}, and not {expected}"
 
     # Settling ---------------------------------------------------------------------------------------------------------
@@ -387,8 +510,8 @@ class Model:
         assert place.lease
         assert place.started_at
         ending = Ending(
-            tx, None, place.job, kind, place.attempt, place.started_at, self.now, place.lease.id, place.lease.worker,
-            result, error,
+            tx, None, place.job, kind, place.attempt, place.priority, place.started_at, self.now, place.lease.id,
+            place.lease.worker, result, error,
         )  # fmt: skip
         self.endings.append(ending)
         tx.log.append(("born", ending))
@@ -428,8 +551,10 @@ class Model:
         lost = "22004" if id is None or lease is None else "PQ001"
         kind = yield self._settling(tx, [(id, lease)], lost=lost)
         (place,) = self._effective(tx, [(id, lease)], [id] if id is not None else [])
+        asked = self.request(tx, place.job.id)
         again = self._fail(tx, place, error, retry)
-        assert kind == ("retry" if again else "dead"), f"job {id}: {kind} after {place.attempt} attempts"
+        expected = "cancelled" if asked else "retry" if again else "dead"
+        assert kind == expected, f"job {id}: {kind}, and not {expected}, after {place.attempt} attempts"
         if again:
             yield from self._await_backoff(tx, [again], retry_in)
 
@@ -446,10 +571,12 @@ class Model:
         return place.attempt < limit
 
     def _fail(self, tx: Transaction, place: Place, error: str | None, retry: bool) -> Place | None:
-        """The attempt has failed: returns where the job waits for the next one, None if it is dead."""
+        """The attempt has failed: returns where the job waits for the next one, None if there is none."""
         assert place.lease
         history = (*place.history, Failure(place.attempt, self.now, error, place.lease.worker))
         tx.hold("jobs")
+        if self._stopped(tx, place, error):
+            return None
         if retry and self._may_retry(tx, place):
             self._end(tx, place, "retry", error=error)
             return self.move(tx, place, "scheduled", attempt=place.attempt + 1, history=history, run_at=self.now)
@@ -480,8 +607,9 @@ class Model:
         ids = yield self._settling(tx, pairs)
         tx.hold("jobs")
         for place in self._effective(tx, pairs, ids):
-            self.move(tx, place, "ready", front=True)
-            self.wake(tx, place.job.queue)
+            if not self._stopped(tx, place):
+                self.move(tx, place, "ready", front=True)
+                self.wake(tx, place.job.queue)
 
     def snooze(self, tx: Transaction, id: int | None, lease: int | None, delay: timedelta) -> Call:
         lost = "22004" if id is None or lease is None else "PQ001"
@@ -495,7 +623,8 @@ class Model:
     def _snoozed(self, tx: Transaction, places: list[Place], delay: timedelta) -> None:
         tx.hold("jobs")
         for place in places:
-            self.move(tx, place, "scheduled", run_at=self.now + delay)
+            if not self._stopped(tx, place):
+                self.move(tx, place, "scheduled", run_at=self.now + delay)
 
     def extend(self, tx: Transaction, lease: int | None, lease_for: timedelta | None = None) -> Call:
         if lease is None:
@@ -532,11 +661,198 @@ class Model:
     def _extendable(self, tx: Transaction, leases: Sequence[int | None]) -> list[int]:
         return [lease for lease in distinct(leases) if lease is not None and self._holding(tx, lease)]
 
+    def progress_of(self, viewer: Transaction, place: Place) -> Progress | None:
+        """What the attempt told last that runs there."""
+        if not place.lease:
+            return None
+        own = (place.job.id, place.lease.id)
+        return first_visible(viewer, [told for told in self.progresses if (told.job, told.lease) == own])
+
+    def progress(self, tx: Transaction, id: int | None, lease: int | None, value: Any) -> Call:
+        """What comes too soon after the last one is left out."""
+        place = self.held(tx, (id, lease))
+        if not place or id is None or lease is None:
+            yield Expect(
+                error="22004" if id is None or lease is None else "PQ001", may_wait=self.held_up(tx, "truncated")
+            )
+            return
+        assert place.started_at
+        last = self.progress_of(tx, place)
+        pause = max(PROGRESS, (self.now - place.started_at) / 100)
+        early = last is not None and last.at > self.now - pause
+        told = yield Expect(
+            must_wait=not early and self.held_up(tx, f"progress of {id}", lease), may_wait=self.held_up(tx, "truncated")
+        )
+        assert told != early, f"progress({id}): {told}, after {last} and not within {pause}"
+        if told:
+            if last:
+                self.die(tx, last)
+            new = Progress(tx, None, id, lease, self.now, value)
+            self.progresses.append(new)
+            tx.log.append(("born", new))
+            tx.hold(f"progress of {id}", lease)
+
+    # Taking back ------------------------------------------------------------------------------------------------------
+
+    def request(self, viewer: Transaction, id: int) -> Request | None:
+        return first_visible(viewer, [request for request in self.requests if request.job == id])
+
+    def _ask(self, tx: Transaction, id: int) -> None:
+        request = Request(tx, None, id)
+        self.requests.append(request)
+        tx.log.append(("born", request))
+
+    def _being_asked(self, tx: Transaction, id: int) -> bool:
+        """Whether another session is about to ask this job to stop, or has found that it did."""
+        return any(
+            request.job == id and (request.born in self.others(tx) or contested(tx, request))
+            for request in self.requests
+        )
+
+    def _stopped(self, tx: Transaction, place: Place, error: str | None = None) -> bool:
+        """Whoever ends an attempt in any other way than as done cancels the job, if he sees that this was asked for."""
+        request = self.request(tx, place.job.id)
+        if request is None:
+            return False
+        self._end(tx, place, "cancelled", error=error)
+        self.move(tx, place, "cancelled", started_at=place.started_at, finished_at=self.now, reason=error)
+        self.die(tx, request)
+        return True
+
+    def _withdraw(self, tx: Transaction, place: Place) -> None:
+        """A job is cancelled that nobody has claimed."""
+        ending = Ending(
+            tx, None, place.job, "cancelled", place.attempt, place.priority, self.now, self.now, None, None
+        )  # fmt: skip
+        self.endings.append(ending)
+        tx.log.append(("born", ending))
+        if place.state == "ready":
+            tx.hold("lanes", place.job.queue)
+            tx.hold("ring shared")
+        tx.hold("jobs")
+        self.move(tx, place, "cancelled", finished_at=self.now)
+
+    def _take_back(self, tx: Transaction, place: Place) -> None:
+        """Nobody claims from its lane until the end of the transaction, nor counts the jobs of its segment."""
+        if place.state == "ready":
+            tx.hold("lanes", place.job.queue)
+            tx.hold("ring shared")
+        tx.hold("jobs")
+
+    def _taking_back(self, tx: Transaction, *, must_wait: bool) -> Expect:
+        """Who takes jobs back may have to wait for whatever others have done to them, to their lanes or the ring."""
+        if tx.snapshot is not None:
+            return Expect(error="PQ003")
+        return Expect(must_wait=must_wait, may_wait=not must_wait and self.busy_elsewhere(tx))
+
+    def cancel(self, tx: Transaction, id: int) -> Call:
+        place = self.place(tx, id)
+        state = place.state if place else "gone"
+        request = self.request(tx, id)
+        if state == "running":
+            must = self._being_asked(tx, id)
+        else:
+            must = state in UNCLAIMED and place is not None and contested(tx, place)
+        answer = yield self._taking_back(tx, must_wait=must)
+        expected = dict.fromkeys([*UNCLAIMED, "cancelled"], "cancelled") | dict.fromkeys(["done", "dead"], "finished")
+        expected |= {"running": "requested", "gone": "not found"}
+        forgotten = answer == "not found" and place is not None and self.forgotten(tx, place)
+        assert answer == expected[state] or forgotten, f"cancel({id}): {answer}, and it was {place}"
+        if answer == "requested":
+            if not request:
+                self._ask(tx, id)
+            return
+        if place and state in UNCLAIMED:
+            self._withdraw(tx, place)
+        if request:
+            self.die(tx, request)
+
+    def cancel_many(self, tx: Transaction, name: str, task: str | None = None, running: bool = False) -> Call:
+        found = self.queue(tx, name)
+        if tx.snapshot is not None or not found:
+            yield Expect(error="PQ002" if tx.snapshot is None else "PQ003")
+            return
+        ready = self.places(tx, "ready", found.serial)
+        chosen = [p for state in UNCLAIMED for p in self.places(tx, state, found.serial) if task in (None, p.job.task)]
+        asked = [p.job.id for p in self.places(tx, "running", found.serial) if running and task in (None, p.job.task)]
+        asked = [id for id in asked if not self.request(tx, id) or self._being_asked(tx, id)]
+        must = any(contested(tx, place) for place in [*ready, *chosen]) or self.held_up(tx, "drop", found.serial)
+        count = yield self._taking_back(tx, must_wait=must or any(self._being_asked(tx, id) for id in asked))
+        assert count == len(chosen) + len(asked), f"cancelled {count}, and not {chosen} and {asked}"
+        for place in chosen:
+            self._withdraw(tx, place)
+        for id in asked:
+            self._ask(tx, id)
+        tx.hold("lanes", found.serial)
+        tx.hold("ring shared")
+
+    def cancel_requested(self, tx: Transaction, leases: Sequence[int | None]) -> Call:
+        ids = yield Expect(may_wait=self.held_up(tx, "truncated"))
+        running = [p for p in self.places(tx, "running") if p.lease and p.lease.id in leases]
+        expected = [p.job.id for p in running if self.request(tx, p.job.id)]
+        assert sorted(ids) == expected, f"asked to stop: {ids}, and not {expected}"
+
+    def _pursued(self, tx: Transaction) -> Generator[Expect | Wish, Any, int]:
+        """Jobs that came back unseen are cancelled after all, and requests of jobs that have ended are removed.
+
+        This comes last in maintain; here it is first, and returns how many jobs may have been promoted in between.
+        """
+        requests = [request for request in self.requests if visible(tx, request)]
+        if not requests:
+            return 0
+        left: set[int] = yield Asked()
+        sure = not self.busy_elsewhere(tx) and self.now >= (self.pursued_at or NEVER_YET) + PURSUE
+        self.pursued_at = self.now
+        promoted = 0
+        for request in requests:
+            place = self.place(tx, request.job)
+            running = place is not None and place.state == "running"
+            if request.job in left:
+                assert running or not sure, f"{place} was asked to stop, and nobody looked after it"
+            elif not running:
+                if place and place.state in UNCLAIMED:
+                    promoted += place.state == "scheduled"
+                    self._withdraw(tx, place)
+                self.die(tx, request)
+        return promoted
+
+    def reschedule(self, tx: Transaction, id: int, run_at: datetime) -> Call:
+        place = self._unclaimed(tx, id)
+        due = place is not None and place.state == "ready" and run_at <= self.now
+        changed = yield self._changing_job(tx, None if due else place)
+        assert changed == (place is not None), f"reschedule({id}): {changed} for {place}"
+        if place and not due:
+            waits = place.state == "waiting"
+            self._take_back(tx, place)
+            self.move(tx, place, "waiting" if waits else "scheduled", run_at=run_at if waits else max(run_at, self.now))
+
+    def set_priority(self, tx: Transaction, id: int, priority: int) -> Call:
+        """A ready job that has the priority already keeps its place in line."""
+        place = self._unclaimed(tx, id)
+        same = place is not None and place.state == "ready" and place.priority == priority
+        changed = yield self._changing_job(tx, None if same else place)
+        assert changed == (place is not None), f"set_priority({id}): {changed} for {place}"
+        if place and not same:
+            self._take_back(tx, place)
+            self.move(tx, place, place.state, run_at=place.run_at, priority=priority)
+            self.wake(tx, place.job.queue)
+
+    def _unclaimed(self, viewer: Transaction, id: int) -> Place | None:
+        place = self.place(viewer, id)
+        return place if place and place.state in UNCLAIMED else None
+
+    def _changing_job(self, tx: Transaction, place: Place | None) -> Expect:
+        """`place`: where the job is that is to be moved; None: it stays where it is."""
+        dropped = place is not None and self.held_up(tx, "drop", place.job.queue)
+        return self._taking_back(tx, must_wait=dropped or (place is not None and contested(tx, place)))
+
     # Maintenance ------------------------------------------------------------------------------------------------------
 
     def promote(self, tx: Transaction) -> Call:
         count = yield self._maintaining(tx)
-        yield from self._promoted(tx, count)
+        ticks = self._fired(tx)
+        yield from self._enqueue_ticks(tx, ticks)
+        yield from self._promoted(tx, count - len(ticks))
 
     def reap(self, tx: Transaction) -> Call:
         count = yield self._maintaining(tx)
@@ -549,16 +865,20 @@ class Model:
 
     def maintain(self, tx: Transaction) -> Call:
         done = yield self._maintaining(tx)
-        assert done.pop("fired") == 0, "fired a schedule, and there is none"
+        first, second = self._fired(tx), self._fired(tx)  # promote does it once more
+        assert done.pop("fired") == len(first), f"fired other schedules than {first}"
+        yield from self._enqueue_ticks(tx, first + second)
         yield from self._resolved(tx)
-        yield from self._promoted(tx, done.pop("promoted"))
+        pursued = yield from self._pursued(tx)
+        yield from self._promoted(tx, done.pop("promoted") - len(second), pursued)
         yield from self._reaped(tx, done.pop("reaped"))
         self._rotated(tx, done)
 
     def _maintaining(self, tx: Transaction) -> Expect:
         return Expect(error="PQ003" if tx.snapshot is not None else None, may_wait=self.held_up(tx, "truncated"))
 
-    def _promoted(self, tx: Transaction, count: int) -> Call:
+    def _promoted(self, tx: Transaction, count: int, pursued: int = 0) -> Call:
+        """`pursued`: so many more may have been promoted, only to be cancelled then."""
         if self.held_up(tx, "promote"):
             assert count == 0, "promoted while another transaction does"
             return
@@ -568,7 +888,7 @@ class Model:
         seen = self.promoted_at or NEVER_YET
         sure = [p for p in due if (p.run_at and p.run_at >= seen) or self.now >= seen + FULL_PROMOTE]
         moved = due if count == len(due) else (yield from self._which(due, {"ready"}))
-        assert count == len(moved), f"promoted {count}, and not {[p.job.id for p in moved]}"
+        assert 0 <= count - len(moved) <= pursued, f"promoted {count}, and not {[p.job.id for p in moved]}"
         assert set(sure) <= set(moved), f"not promoted: {[p.job.id for p in sure if p not in moved]}"
         for place in moved:
             self.move(tx, place, "ready")
@@ -580,7 +900,10 @@ class Model:
         """Who found nothing to claim may have let others go on that waited, and then promoted whatever is due."""
         waiting = [p for p in self.places(tx, "waiting") if not contested(tx, p)]
         yield from self._resolved(tx)
-        if any(p.died and p.job.places[-1].state == "scheduled" for p in waiting) and not self.held_up(tx, "promote"):
+        if not any(p.died and p.job.places[-1].state == "scheduled" for p in waiting):
+            return
+        yield from self._enqueue_ticks(tx, self._fired(tx))
+        if not self.held_up(tx, "promote"):
             tx.hold("promote")
             self.promoted_at = self.now
             due = [
@@ -600,15 +923,21 @@ class Model:
             state, job = found[place.job.id], place.job
             if state.state == "waiting":
                 continue
-            others = [self.jobs.get(id) for id in job.after or ()]
+            after = self.after(tx, job)
+            others = [self.jobs.get(id) for id in after]
             bad = [any(p.state in ("dead", "cancelled", "gone") for p in o.places) if o else True for o in others]
-            seen = [self.place(tx, id) for id in job.after or ()]
+            seen = [self.place(tx, id) for id in after]
             done = [p is not None and p.state == "done" for p in seen]
-            if state.state == "dead":
-                assert job.on_dead == "fail", f"{job} died, and should have run"
-                assert not all(done), f"{job} died, and all are done that it waits for: {seen}"
+            if state.state in ("dead", "cancelled"):
+                wanted = {"dead": "fail", "cancelled": "skip"}[state.state]
+                assert job.on_dead == wanted, f"{job} is {state.state}, and should not be"
+                known = [p is not None and d and not self.forgotten(tx, p) for p, d in zip(seen, done, strict=True)]
+                assert not all(known), f"{job} is {state.state}, and all are done that it waits for: {seen}"
+                if state.state == "cancelled":
+                    self._withdraw(tx, place)
+                    continue
                 assert state.attempt == 0, state
-                self.move(tx, place, "dead", attempt=0, finished_at=self.now, reason=state.error)
+                self.move(tx, place, "dead", attempt=0, finished_at=self.now, reason=state.error, run_at=place.run_at)
                 continue
             ended = [d or (job.on_dead == "run" and (p is None or b)) for d, p, b in zip(done, seen, bad, strict=True)]
             assert all(ended), f"{job} went on, and these have not ended as it wants: {seen}"
@@ -630,12 +959,16 @@ class Model:
             for p in possible
             if not unsure and p.lease not in busy and (expired[p] > seen or self.now >= seen + FULL_REAP)
         ]
-        ended = possible if count == len(possible) else (yield from self._which(possible, {"ready", "dead"}))
+        ended = (
+            possible if count == len(possible) else (yield from self._which(possible, {"ready", "dead", "cancelled"}))
+        )
         assert count == len(ended), f"reaped {count}, and not {[p.job.id for p in ended]}"
         assert set(sure) <= set(ended), f"not reaped: {[p.job.id for p in sure if p not in ended]}"
         for place in ended:
             assert place.lease
             tx.hold("settling", place.lease.id)
+            if self._stopped(tx, place, EXPIRED):
+                continue
             self._end(tx, place, "expired", error=EXPIRED)
             history = (*place.history, Failure(place.attempt, self.now, EXPIRED, place.lease.worker))
             self.wake(tx, place.job.queue)
@@ -646,13 +979,16 @@ class Model:
         tx.hold("jobs")
         self.reaped_at = self.now
 
-    def _which(self, places: list[Place], states: set[str]) -> Generator[Expect | Look, Any, list[Place]]:
+    def _which(self, places: list[Place], states: set[str]) -> Generator[Expect | Wish, Any, list[Place]]:
         found: dict[int, State] = yield Look([place.job.id for place in places])
         return [place for place in places if found[place.job.id].state in states]
 
     def _rotated(self, tx: Transaction, done: dict[str, Any]) -> None:
         if self.held_up(tx, "ring"):
             assert done in ({}, {"more": False}), f"rotated while another transaction does: {done}"
+            return
+        if done in ({}, {"more": False}) and (self.held_up(tx, "ring shared") or self.turning(tx)):
+            tx.hold("ring perhaps")
             return
         known = {"more", "sealed", "opened", "carried", "moved", "archived", "truncated"}
         assert set(done) <= known, done
@@ -666,6 +1002,65 @@ class Model:
             tx.hold("lanes")
             tx.hold("jobs")
             self.carried_at = self.event()
+
+    # Schedules --------------------------------------------------------------------------------------------------------
+
+    def _schedule(self, viewer: Transaction, name: str) -> Schedule | None:
+        return first_visible(viewer, [schedule for schedule in self.schedules if schedule.name == name])
+
+    def _reschedule(self, tx: Transaction, old: Schedule | None, new: Schedule) -> None:
+        if old:
+            self.die(tx, old)
+        self.schedules.append(new)
+        tx.log.append(("born", new))
+
+    def schedule(self, tx: Transaction, name: str, cron: str, queue: str, payload: Any, catch_up: str) -> Call:
+        expect = self._producing(tx, self.queue(tx, queue))
+        yield replace(expect, must_wait=expect.must_wait or self.held_up(tx, f"schedule {name}"))
+        tx.hold(f"schedule {name}")
+        old = self._schedule(tx, name)
+        next_at = old.next_at if old and old.cron == cron else next_tick(cron, self.now)
+        self._reschedule(tx, old, Schedule(tx, None, name, queue, cron, catch_up, payload, next_at))
+
+    def unschedule(self, tx: Transaction, name: str) -> Call:
+        old = self._schedule(tx, name)
+        must = old is not None and self.held_up(tx, f"schedule {name}")
+        yield Expect(error=None if old else "42704", must_wait=must)
+        assert old
+        tx.hold(f"schedule {name}")
+        self.die(tx, old)
+
+    def next_runs(self, cron: str, n: int) -> Call:
+        runs = yield Expect()
+        expected = [self.now]
+        for _ in range(n):
+            expected.append(next_tick(cron, expected[-1]))
+        assert runs == expected[1:], f"next_runs({cron!r}): {runs}, and not {expected[1:]}"
+
+    def _fired(self, tx: Transaction) -> list[tuple[Schedule, datetime]]:
+        """The ticks that become jobs now, in the order in which they do. What somebody else has to do with waits."""
+        ticks = []
+        due = [schedule for schedule in self.schedules if visible(tx, schedule) and schedule.next_at <= self.now]
+        for schedule in sorted(due, key=lambda schedule: (schedule.next_at, schedule.name)):
+            queue = self.queue(tx, schedule.queue)
+            if not queue or self.held_up(tx, "drop", queue.serial) or self.held_up(tx, f"schedule {schedule.name}"):
+                continue
+            now, next_at = fired(schedule, self.now)
+            ticks += [(schedule, tick) for tick in now]
+            tx.hold(f"schedule {schedule.name}")
+            self._reschedule(tx, schedule, replace(schedule, born=tx, died=None, next_at=next_at))
+        return ticks
+
+    def _enqueue_ticks(self, tx: Transaction, ticks: Sequence[tuple[Schedule, datetime]]) -> Call:
+        """The ids of their jobs are the last ones that were given out."""
+        if not ticks:
+            return
+        last: int = yield Newest()
+        for id, (schedule, tick) in enumerate(ticks, last - len(ticks) + 1):
+            queue = self.queue(tx, schedule.queue)
+            assert queue
+            headers = {"schedule": schedule.name, "scheduled_at": f"{tick:%Y-%m-%dT%H:%M:%SZ}"}
+            self._add_jobs(tx, queue, [id], [schedule.payload], headers=headers)
 
     # Queues -----------------------------------------------------------------------------------------------------------
 
@@ -682,7 +1077,7 @@ class Model:
         self.queues.append(queue)
         tx.log.append(("born", queue))
 
-    def _changing(self, tx: Transaction, name: str) -> Generator[Expect | Look, Any, Queue]:
+    def _changing(self, tx: Transaction, name: str) -> Generator[Expect | Wish, Any, Queue]:
         """The queue that a call is about to change."""
         found = self.queue(tx, name)
         yield Expect(error=None if found else "PQ002", must_wait=bool(found) and contested(tx, found or self.queues[0]))
@@ -708,33 +1103,56 @@ class Model:
         self._replace(tx, found, paused=False)
         self.wake(tx, found.serial)
 
-    def busy_elsewhere(self, tx: Transaction) -> bool:
-        """Whether purge and drop_queue would wait, for seconds, for another transaction."""
-        return any(other.log for other in self.others(tx))
+    def set_unique(self, tx: Transaction, name: str, unique_until: str) -> Call:
+        found = yield from self._changing(tx, name)
+        self._replace(tx, found, unique_until=unique_until)
 
-    def purge(self, tx: Transaction, name: str) -> Call:
+    def set_validator(self, tx: Transaction, name: str, validated: bool) -> Call:
+        found = yield from self._changing(tx, name)
+        self._replace(tx, found, validated=validated)
+
+    def set_limits(self, tx: Transaction, name: str, group_limit: int, running_limit: int | None = None) -> Call:
+        """Nobody claims by the limits until the transaction ends."""
+        found = self.queue(tx, name)
+        must = found is not None and contested(tx, found)
+        may = found is not None and self.held_up(tx, "lanes", found.serial)
+        yield Expect(error=None if found else "PQ002", must_wait=must, may_wait=may and not must)
+        assert found
+        self._replace(tx, found, group_limit=group_limit, running_limit=running_limit)
+        tx.hold("lanes", found.serial)
+
+    def purge(self, tx: Transaction, name: str, state: str | None = None) -> Call:
+        """Also pgq.purge_state, for one state."""
         found = self.queue(tx, name)
         if tx.snapshot is not None:
-            yield Expect(error="PQ003")
+            yield Expect(error="PQ003" if found or not state else "PQ002")
+            return
+        if state == "dead":
+            yield from self.discard(tx, name)
             return
         count = yield Expect(error=None if found else "PQ002")
         assert found
-        ready = [p for p in self.places(tx, "ready", found.serial) if p.born is not tx]
+        ready = [p for p in self.places(tx, "ready", found.serial) if p.born is not tx and state in (None, "ready")]
         carried = tx.holds("carried")  # then some are this transaction's own now
-        scheduled = [p for state in ("scheduled", "waiting") for p in self.places(tx, state, found.serial)]
+        scheduled = self.places(tx, "scheduled", found.serial) + self.places(tx, "waiting", found.serial)
+        scheduled = [p for p in scheduled if state in (None, p.status)]
         assert count == len(ready) + len(scheduled) or carried, f"purged {count} of {ready} and {scheduled}"
         if carried and count != len(ready) + len(scheduled):
             ready = yield from self._which(ready, {"cancelled"})
             assert count == len(ready) + len(scheduled)
         for place in ready:
-            ending = Ending(tx, None, place.job, "cancelled", place.attempt, self.now, self.now, None, MAINTENANCE)
-            self.endings.append(ending)
-            tx.log.append(("born", ending))
-            self.move(tx, place, "cancelled", started_at=self.now, finished_at=self.now)
+            self._withdraw(tx, place)
         for place in scheduled:
             self.move(tx, place, "gone")
-        tx.hold("lanes", found.serial)
+        if state in (None, "ready"):
+            tx.hold("lanes", found.serial)
         tx.hold("jobs")
+
+    def try_exclusive(self, tx: Transaction, name: str) -> Call:
+        alone = yield Expect()
+        assert alone != self.held_up(tx, f"exclusive {name}"), f"try_exclusive({name}): {alone}"
+        if alone:
+            tx.hold(f"exclusive {name}")
 
     def drop_queue(self, tx: Transaction, name: str, *, force: bool = False) -> Call:
         found = self.queue(tx, name)
@@ -748,6 +1166,9 @@ class Model:
         for place in left:
             self.move(tx, place, "gone")
         self.die(tx, found)
+        for schedule in [s for s in self.schedules if visible(tx, s) and s.queue == name]:
+            self.die(tx, schedule)
+            tx.hold(f"schedule {schedule.name}")
         tx.hold("drop", found.serial)
         tx.hold("lanes", found.serial)
         tx.hold("jobs")
@@ -761,7 +1182,7 @@ class Model:
         assert found
         assert count == len(chosen), f"redrove {count}, and not {chosen}"
         for place in chosen:
-            self.move(tx, place, "ready" if place.attempt else "waiting", attempt=1)
+            self.move(tx, place, "ready" if place.attempt else "waiting", attempt=1, run_at=place.run_at)
             self.wake(tx, found.serial)
         tx.hold("jobs")
 
@@ -774,7 +1195,7 @@ class Model:
         assert count == len(chosen), f"redrove {count}, and not {chosen}"
         for nth, place in enumerate(chosen):
             if not place.attempt:
-                self.move(tx, place, "waiting", attempt=1)
+                self.move(tx, place, "waiting", attempt=1, run_at=place.run_at)
             elif per_second:
                 self.move(tx, place, "scheduled", attempt=1, run_at=self.now + timedelta(seconds=nth / per_second))
             else:
@@ -805,6 +1226,9 @@ class Model:
         self.watched_at = self.now
         times = [p.run_at for p in self.places(OUTSIDE, "scheduled", found.serial) if p.run_at]
         sure = [at for at in times if at >= (self.promoted_at or NEVER_YET)]
+        ticks = [s.next_at for s in self.schedules if visible(OUTSIDE, s) and s.queue == name]
+        sure += [at for at in ticks if at > self.now - OVERDUE]
+        times += sure
         assert due in times if due else not sure, f"due at {due}, and not at one of {sure}"
         assert not due or not sure or due <= min(sure), f"due at {due}, and not at {min(sure)}"
 
@@ -814,8 +1238,24 @@ class Model:
         if found and self.watching.get(found.serial):
             self.watching[found.serial] -= 1
 
+    def watch_job(self, id: int) -> Call:
+        place = self.place(OUTSIDE, id)
+        queue = self.queue_of(OUTSIDE, place.job.queue) if place and place.state != "gone" else None
+        watches = yield Expect()
+        notified = queue is not None and queue.settings.notify
+        assert watches == notified or (place and self.forgotten(OUTSIDE, place)), f"watch_job({id}): {watches}"
+        if watches:
+            self.awaited[id] = self.awaited.get(id, 0) + 1
+            self.awaited_at = self.now
+
+    def unwatch_job(self, id: int) -> Call:
+        yield Expect()
+        if self.awaited.get(id):
+            self.awaited[id] -= 1
+
     def nobody_watches(self) -> None:
         self.watching.clear()
+        self.awaited.clear()
 
 
 def with_result(call: Call, value: Any) -> None:

@@ -13,6 +13,7 @@ from datetime import timedelta
 
 from tests.model.data import Settings
 from tests.model.database import Connection
+from tests.model.transactions import OUTSIDE
 from tests.model.world import World
 
 Steps = Callable[[World], None]
@@ -262,6 +263,207 @@ def redrive_in_an_older_transaction(world: World) -> None:
         world.reject(0, pair, error="second", retry=False)
 
 
+def cancel_and_claim(world: World) -> None:
+    start(world)
+    world.cancel(0, world.enqueue_many(0, "q", 2)[0])
+    pairs(world, 2)
+
+
+def cancel_scheduled(world: World) -> None:
+    start(world)
+    world.cancel(0, world.enqueue_many(0, "q", 1, delay=MINUTE)[0])
+    world.check(full=True)
+
+
+def cancel_running(world: World) -> None:
+    """Four ways in which a running job can end; the fifth comes back before anybody sees the request."""
+    start(world)
+    world.enqueue_many(0, "q", 6)
+    held = pairs(world, 5)
+    unseen = pairs(world, 1)
+    for id in (1, 2, 3, 4, 5):
+        world.cancel(0, id)
+    world.cancel_requested(0, [held[0][1]])
+    world.ack(0, held[0])
+    world.reject(0, held[1], error="bad")
+    world.release(0, held[2:3])
+    world.snooze(0, held[3], MINUTE)
+    world.begin(1)
+    world.release(1, unseen)
+    world.cancel(0, 6)
+    world.commit(1)
+    world.advance(2 * MINUTE)
+    world.maintain(0)
+    world.check(full=True)
+
+
+def cancel_many(world: World) -> None:
+    start(world)
+    world.enqueue_many(0, "q", 2)
+    world.enqueue(0, "q", task="task")
+    world.enqueue(0, "q", task="task", delay=MINUTE)
+    pairs(world, 1)
+    world.cancel_many(0, "q", task="task")
+    world.cancel_many(0, "q", running=True)
+    world.check(full=True)
+
+
+def reschedule(world: World) -> None:
+    start(world)
+    (later,) = world.enqueue_many(0, "q", 1, delay=MINUTE)
+    (now,) = world.enqueue_many(0, "q", 1)
+    world.reschedule(0, later, world.model.now + 2 * MINUTE)
+    world.reschedule(0, now, world.model.now + 3 * MINUTE)
+    world.check(full=True)
+
+
+def set_priority(world: World) -> None:
+    """One comes to the front, one goes to the end, and one that waits for its time comes between."""
+    start(world)
+    first, _, last = world.enqueue_many(0, "q", 3)
+    (later,) = world.enqueue_many(0, "q", 1, delay=MINUTE)
+    world.set_priority(0, last, -5)
+    pairs(world, 1)
+    world.set_priority(0, first, 7)
+    world.set_priority(0, later, 5)
+    world.advance(MINUTE)
+    world.promote(0)
+    pairs(world, 3)
+
+
+def tell_progress(world: World) -> None:
+    start(world)
+    world.enqueue_many(0, "q", 2)
+    first, second = pairs(world, 2)
+    world.progress(0, first, 1)
+    world.progress(0, first, 2)
+    world.advance(2 * SECOND)
+    world.progress(0, first, 3)
+    world.check(full=True)
+    world.ack(0, second)
+    world.progress(0, second, 4)
+
+
+def fail_in_many_ways(world: World) -> None:
+    """Every attempt is told once: from its segment, from the archive, and from the history of the job."""
+    start(world, retention=timedelta(0))
+    world.create_queue(0, "kept", Settings(shards=1, max_attempts=3))
+    world.enqueue(0, "q")
+    world.enqueue(0, "kept")
+    for _ in range(2):
+        for name in ("q", "kept"):
+            for job in world.claim(0, name):
+                world.reject(0, (job.id, job.lease), error="bad", retry_in=SECOND)
+        world.attempts(0)
+        for _ in range(4):
+            world.rotate(0)
+        world.attempts(0)
+        world.advance(2 * SECOND)
+        world.promote(0)
+    world.check(full=True)
+
+
+def wait_for_others(world: World) -> None:
+    start(world)
+    others = world.enqueue_many(0, "q", 2)
+    world.enqueue_after(0, others, "q", 1, on_dead="run")
+    world.ack_many(0, pairs(world, 1))
+    world.maintain(0)
+    world.check(full=True)
+
+
+def add_to_batch(world: World) -> None:
+    start(world)
+    first, second = world.enqueue_many(0, "q", 2)
+    (batch,) = world.enqueue_after(0, [first], "q", 1, on_dead="run")
+    world.add_to_batch(0, batch, [second])
+    world.check(full=True)
+
+
+def one_of_a_group(world: World) -> None:
+    start(world)
+    world.enqueue(0, "q", group_key="a")
+    world.enqueue_many(0, "q", 3, group_keys=["a", "a", "b"])
+    pairs(world, 4)
+    world.finish()
+
+
+def keep_its_place(world: World) -> None:
+    """While a job waits for its next attempt, nobody of its group overtakes it."""
+    start(world)
+    world.enqueue_many(0, "q", 3, group_keys=["a", "a", "b"])
+    world.reject(0, pairs(world, 1)[0], retry_in=MINUTE)
+    pairs(world, 3)
+    world.advance(MINUTE)
+    world.maintain(0)
+    pairs(world, 3)
+
+
+def limit_a_queue(world: World) -> None:
+    start(world)
+    world.set_limits(0, "q", 2, 2)
+    world.enqueue_many(0, "q", 4, group_keys=["a", "b", "c", "d"])
+    pairs(world, 1)
+    pairs(world, 3)
+
+
+def wait_for_the_end(world: World) -> None:
+    start(world)
+    world.enqueue_many(0, "q", 2)
+    world.watch_job(1)
+    world.watch_job(2)
+    world.ack_many(0, pairs(world, 1))
+    world.cancel(0, 2)
+
+
+def be_exclusive(world: World) -> None:
+    start(world)
+    world.begin(0)
+    world.try_exclusive(0, "a")
+    world.exclusive_holder(1, "a")
+    world.try_exclusive(1, "a")
+    world.try_exclusive(1, "b")
+
+
+def purge_one_state(world: World) -> None:
+    start(world)
+    world.enqueue(0, "q")
+    world.enqueue(0, "q", delay=MINUTE)
+    world.reject(0, pairs(world, 1)[0])
+    for state in ("ready", "retrying", "scheduled"):
+        world.purge(0, "q", state)
+        world.check()
+
+
+def set_rules(world: World) -> None:
+    start(world)
+    world.set_unique(0, "q", "claimed")
+    world.enqueue_unique(0, "q", ["a"])
+    pairs(world, 1)
+    world.enqueue_unique(0, "q", ["a"])
+    world.set_validator(0, "q", True)
+    world.enqueue(0, "q", bad=True)
+    world.enqueue(0, "q")
+
+
+def fire(world: World) -> None:
+    """A tick, and then some that nobody was there for; those that are skipped, too."""
+    start(world)
+    world.schedule(0, "one", "*/5 * * * *", "q", "one")
+    world.next_runs(0, "*/5 * * * *", 3)
+    world.schedule(0, "all", "*/5 * * * *", "q", "all")
+    world.schedule(0, "skip", "*/5 * * * *", "q", "skip")
+    for _ in range(2):
+        world.advance_to_next(OUTSIDE)
+        world.maintain(0)
+        world.advance(17 * MINUTE)
+    world.promote(0)
+    world.schedule(0, "one", "@hourly", "q", "one")
+    world.unschedule(0, "all")
+    world.check(full=True)
+    pairs(world, 100)
+
+
 MUTANTS = [
     Mutant("ack without fencing", "ack", "PERFORM pgq._lost(id, lease)", "NULL", settle_twice),
     Mutant(
@@ -351,6 +553,110 @@ MUTANTS = [
         "the archive has no retries", "_archive_segment", "('released', ", "('released', 'retry', ", archive_a_retry
     ),
     Mutant("nobody is woken", "enqueue", "PERFORM pgq._wake(v_queue, queue)", "NULL", watch_and_enqueue),
+    Mutant(
+        "cancel only says so",
+        "_cancel",
+        "IF EXISTS (SELECT FROM pgq._withdraw_job(",
+        "IF true OR EXISTS (SELECT FROM pgq._withdraw_job(",
+        cancel_and_claim,
+    ),
+    Mutant(
+        "a cancelled job is done", "_cancel_waiting", "p.places, 'cancelled')", "p.places, 'done')", cancel_scheduled
+    ),
+    Mutant(
+        "reject does not stop", "_fail", "WHEN f.stopped THEN 'cancelled' WHEN f.again", "WHEN f.again", cancel_running
+    ),
+    Mutant("release does not stop", "release", "WHERE NOT h.stopped", "", cancel_running),
+    Mutant("nobody is asked to stop", r"_asked_\d+", "c.id = u.id", "c.id = 0", cancel_running),
+    Mutant("an acknowledged job is asked for ever", "_pursue", "PERFORM pgq._cancel(v_id)", "NULL", cancel_running),
+    Mutant("cancel_many takes every task", r"_ready_\d+", "named IS NULL OR j.task = named", "true", cancel_many),
+    Mutant("cancel_many never asks", "cancel_many", "IF running THEN", "IF false THEN", cancel_many),
+    Mutant("reschedule keeps the time", "_put_off", "greatest(_put_off.run_at,", "greatest(s.run_at,", reschedule),
+    Mutant(
+        "reschedule means now", "reschedule", "SELECT reschedule.run_at, w.id", "SELECT pgq._now(), w.id", reschedule
+    ),
+    Mutant(
+        "the priority stays",
+        "set_priority",
+        "pgq._new_lane(v_queue, set_priority.priority, w.id",
+        "pgq._new_lane(v_queue, 0, w.id",
+        set_priority,
+    ),
+    Mutant("a tick is fired twice", "_fire_one", "SET next_at = v_next", "SET next_at = v_tick", fire),
+    Mutant("missed ticks are not skipped", "_fire_one", "v_tick < now - v_minute", "false", fire),
+    Mutant("one job for all missed ticks", "_fire_one", "schedule.catch_up <> 'all'", "true", fire),
+    Mutant(
+        "progress at any pace",
+        "progress",
+        "    IF FOUND THEN\n        RETURN false",
+        "    IF false THEN\n        RETURN false",
+        tell_progress,
+    ),
+    Mutant("progress of the dead", r"_running_since_\d+", "AND NOT EXISTS (", "AND true OR EXISTS (", tell_progress),
+    Mutant("attempts are told twice", "attempts", "k.attempt = f.attempt", "k.attempt < f.attempt", fail_in_many_ways),
+    Mutant(
+        "attempts are forgotten",
+        "_failures",
+        "'{scheduled,parked,dead,straggler}'",
+        "'{parked,straggler}'",
+        fail_in_many_ways,
+    ),
+    Mutant(
+        "dead letters of the first page",
+        "dead_letters",
+        "d.id > after_id)",
+        "d.id > after_id) AND d.attempt = 1",
+        fail_until_dead,
+    ),
+    Mutant(
+        "what has ended is pending", "_take_in", "done = t.done + c.jobs * v_done", "done = t.done", wait_for_others
+    ),
+    Mutant(
+        "everybody is exclusive",
+        "try_exclusive",
+        "RETURN pg_try_advisory_xact_lock(pgq._exclusive_key(name))",
+        "RETURN true",
+        be_exclusive,
+    ),
+    Mutant(
+        "one state is all", "_clear_scheduled", "pgq._state_of(s.run_at, s.attempt) = state", "true", purge_one_state
+    ),
+    Mutant(
+        "set_unique is forgotten",
+        "set_unique",
+        "SET unique_until = set_unique.unique_until",
+        "SET unique_until = q.unique_until",
+        set_rules,
+    ),
+    Mutant("everything is valid", "_validate", "v_valid IS NOT TRUE", "false", set_rules),
+    Mutant(
+        "nothing is added to a batch",
+        "add_to_batch",
+        "unnest(ids) i ON CONFLICT",
+        "unnest(ids[1:0]) i ON CONFLICT",
+        add_to_batch,
+    ),
+    Mutant("one too many of a group", "_pick_of", "v_limit - v_held), 0)", "v_limit - v_held + 1), 0)", one_of_a_group),
+    Mutant(
+        "last in, first out of a group",
+        "_pick_of",
+        "p.priority, p.id\n        LIMIT greatest",
+        "p.priority, p.id DESC\n        LIMIT greatest",
+        one_of_a_group,
+    ),
+    Mutant("a permit is not given back", "_end_permits", "ELSE 'ended' END", "ELSE m.state END", one_of_a_group),
+    Mutant("a failed job loses its place", "_end_permits", "WHEN again AND", "WHEN false AND", keep_its_place),
+    Mutant("a queue has no limit", "_claim_limited", "AND m.state = 'running'", "AND false", limit_a_queue),
+    Mutant(
+        "the next run is tomorrow",
+        "next_runs",
+        "coalesce(after, pgq._now())",
+        "coalesce(after, pgq._now() + '1 day')",
+        fire,
+    ),
+    Mutant(
+        "nobody hears of the end", "_tell", "WHERE pgq._is_watched(pgq._wait_key(i))", "WHERE false", wait_for_the_end
+    ),
     Mutant("a full queue is dropped", "drop_queue", "force IS NOT TRUE", "false", drop_what_is_not_empty),
 ]
 

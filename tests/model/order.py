@@ -38,10 +38,22 @@ def check_claim(line: Line, taken: Sequence[Place], batch: int) -> None:
             assert not passed_over, f"{place} was claimed before {left}"
 
 
+def check_turns(candidates: Sequence[Place], taken: Sequence[Place], batch: int) -> None:
+    """Of a group, what lies where it was first put is first in, first out. The rest depends on who runs what."""
+    assert len(set(taken)) == len(taken) <= batch, f"{[p.job.id for p in taken]} for a batch of {batch}"
+    unmoved = [place for place in candidates if place is place.job.places[0]]
+    for left in set(unmoved) - set(taken):
+        for place in (place for place in taken if place in unmoved):
+            alike = (left.job.group, left.priority) == (place.job.group, place.priority)
+            before = left.born is place.born or left.born.ended < place.born.began
+            passed_over = alike and before and left.job.id < place.job.id
+            assert not passed_over, f"{place} was claimed before {left}, and both are of group {left.job.group}"
+
+
 def _before(line: Line, a: Place, b: Place, *, lane_only: bool = False) -> bool:
     """Whether `a` has to come before `b`; `lane_only`: a lane may have been skipped, which says nothing of others."""
-    if a.job.priority != b.job.priority:
-        return not lane_only and a.job.priority < b.job.priority
+    if a.priority != b.priority:
+        return not lane_only and a.priority < b.priority
     if a.front != b.front:
         return not lane_only and a.front and not (_may_be_carried(line, a) or _may_be_carried(line, b))
     if a.front or (line.shards is not None and a.job.id % line.shards == b.job.id % line.shards):

@@ -33,7 +33,8 @@ class Hold:
 class Wake:
     """A notification that is due when the transaction commits."""
 
-    queue: str
+    word: str
+    """The name of a queue, or the id of a job"""
 
 
 Entry = tuple[str, Row] | Hold | Wake
@@ -78,7 +79,7 @@ class Transaction:
 
     @property
     def wakes(self) -> set[str]:
-        return {entry.queue for entry in self.log if isinstance(entry, Wake)}
+        return {entry.word for entry in self.log if isinstance(entry, Wake)}
 
 
 def visible(viewer: Transaction, row: Row) -> bool:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from dataclasses import dataclass, replace
+from collections import Counter, defaultdict
+from dataclasses import astuple, dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
 from tests.model.data import Ending, Failure, Place, Queue
-from tests.model.model import NEVER_YET, Model
+from tests.model.model import MAINTENANCE, NEVER_YET, Model
 from tests.model.transactions import OUTSIDE, Transaction, visible
 from tests.sql.support import State
 
@@ -49,19 +49,23 @@ def check_stats(model: Model, viewer: Transaction, actual: list[Stat]) -> None:
 def _check_stat(model: Model, viewer: Transaction, queue: Queue, places: list[Place], stat: Stat) -> None:
     ready = [place for place in places if place.state == "ready"]
     running = [place for place in places if place.state == "running"]
+    # What a claim has looked at and left to wait for its group is parked.
+    grouped = any(place.job.group for place in ready)
+    parked = min(stat.parked, len(ready)) if grouped else 0
+    oldest = model.now - min(place.job.enqueued_at for place in ready) if ready else None
     # A lease whose claim was committed only after it had expired is looked for every five minutes.
     seen = model.reaped_at or NEVER_YET
     overlooked = [p for p in running if p.lease and model.expires_at(viewer, p.lease) <= seen]
     expected = Stat(
         queue=queue.name,
         paused=queue.paused,
-        ready=len(ready),
+        ready=len(ready) - parked,
         running=min(max(stat.running, len(running) - len(overlooked)), len(running)),
         scheduled=sum(place.state == "scheduled" and place.attempt == 1 for place in places),
         retrying=sum(place.state == "scheduled" and place.attempt > 1 for place in places),
         dead=sum(place.state == "dead" for place in places),
-        oldest_ready=model.now - min(place.job.enqueued_at for place in ready) if ready else None,
-        parked=0,
+        oldest_ready=stat.oldest_ready if parked else oldest,
+        parked=parked,
         waiting=sum(place.state == "waiting" for place in places),
     )
     assert stat == expected, f"{stat}, and not {expected}"
@@ -75,36 +79,95 @@ def check_status(model: Model, viewer: Transaction, id: int, actual: State | Non
         assert actual is None, f"nobody should know of job {id}: {actual}"
         return
     if actual is None:
-        assert _forgotten(model, place, queue), f"job {id} is lost: {place}"
+        assert model.forgotten(viewer, place), f"job {id} is lost: {place}"
         return
+    if actual.state == "parked" and place.job.group:
+        actual = replace(actual, state="ready")
     ended = place.state in ("done", "cancelled")
     error = place.error
     if ended and actual.error is None:
         error = None  # in the archive each attempt has its own error, or none
-    state = "retrying" if place.state == "scheduled" and place.attempt > 1 else place.state
-    started_at = None if place.state == "dead" else place.started_at
+    run_at, started_at = (None, None) if place.state == "dead" else (place.run_at, place.started_at)
+    if place.state == "cancelled" and started_at is None and actual.started_at == place.finished_at:
+        started_at = place.finished_at  # nobody had claimed it; the archive has a time for each attempt
     expected = State(
-        id, place.job.queue_name, place.job.task, state, place.attempt, place.job.enqueued_at, place.run_at, started_at,
-        place.finished_at, place.result, error,
+        id, place.job.queue_name, place.job.task, place.status, place.attempt, place.job.enqueued_at, run_at,
+        started_at, place.finished_at, place.result, error,
     )  # fmt: skip
     assert actual == expected, f"{actual}, and not {expected}"
 
 
-def _retentions(model: Model, serial: int) -> set[timedelta]:
-    """How long the queue has ever kept its archive: which of them counted depends on when a segment was retired."""
-    return {queue.settings.retention for queue in model.queues if queue.serial == serial}
+def check_requests(model: Model, viewer: Transaction, asked: set[int]) -> None:
+    """Which jobs are still asked to stop."""
+    expected = {request.job for request in model.requests if visible(viewer, request)}
+    assert asked == expected, f"asked to stop are {asked}, and not {expected}"
 
 
-def _forgotten(model: Model, place: Place, queue: Queue | None) -> bool:
-    """Whether a job that has ended may be gone without a trace."""
-    if place.state not in ("done", "cancelled") or place.finished_at is None:
-        return False
-    return queue is None or _may_be_dropped(model, place.job.queue, place.finished_at)
+@dataclass(frozen=True)
+class Attempt:
+    """A row of pgq.attempts."""
+
+    attempt: int
+    state: str
+    lease: int | None
+    worker: str | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    expires_at: datetime | None
+    result: Any
+    error: str | None
+    progress: Any
 
 
-def _may_be_dropped(model: Model, serial: int, finished_at: datetime) -> bool:
-    shortest = min(_retentions(model, serial))
-    return not shortest or model.now > finished_at + shortest
+def check_attempts(model: Model, viewer: Transaction, place: Place, rows: list[Attempt]) -> None:
+    """The attempt that is running, and each that has ended, once: unless the archive has dropped it, and no history."""
+    running = []
+    if lease := place.lease:
+        told = model.progress_of(viewer, place)
+        running = [
+            Attempt(
+                place.attempt, "running", lease.id, lease.worker, place.started_at, None,
+                model.expires_at(viewer, lease), None, None, told.value if told else None,
+            )
+        ]  # fmt: skip
+    assert [row for row in rows if row.state == "running"] == running, f"{place}: {rows}, and not {running}"
+    endings = [ending for ending in model.endings if ending.job is place.job and visible(viewer, ending)]
+    history = [failure.at for failure in place.history if place.state not in ("done", "cancelled")]
+    kept = [e for e in endings if e.finished_at in history or not model.may_be_dropped(place.job.queue, e.finished_at)]
+    found = Counter(_shown(row.state, row) for row in rows if row.state not in ("running", "released", "snoozed"))
+    everything, sure = (Counter(_shown(ending.kind, ending) for ending in list) for list in (endings, kept))
+    assert sure <= found <= everything, f"{place}: {rows}, and not {endings}"
+
+
+def _shown(state: str, ended: Attempt | Ending) -> tuple[Any, ...]:
+    return ended.attempt, state, ended.finished_at, ended.error
+
+
+def check_batch(model: Model, viewer: Transaction, place: Place, row: tuple[int, ...], waits_for: list[int]) -> None:
+    """What a job waits for has ended, as far as is known, or has not."""
+    id, done, failed, pending = row
+    after = set(model.after(viewer, place.job))
+    assert (id, pending) == (place.job.id, len(waits_for)), f"{place}: {row}, but waits for {waits_for}"
+    assert done + failed + pending == len(after), f"{place}: {row} of {after}"
+    assert after.issuperset(waits_for), f"{place} waits for {waits_for}, and not some of {after}"
+    seen = [model.place(viewer, id) for id in after]
+    assert done <= sum(p is not None and p.state == "done" for p in seen), f"{place}: {row}, and these are {seen}"
+
+
+def check_queues(model: Model, viewer: Transaction, rows: list[tuple[Any, ...]]) -> None:
+    """The settings of all queues."""
+    queues = [queue for queue in model.queues if visible(viewer, queue)]
+    expected = [
+        (q.name, *astuple(q.settings), q.unique_until, q.validated, q.group_limit, q.running_limit) for q in queues
+    ]
+    assert sorted(rows, key=str) == sorted(expected, key=str), f"{rows}, and not {expected}"
+
+
+def check_schedules(model: Model, viewer: Transaction, rows: list[tuple[str, str, str, str, datetime]]) -> None:
+    """What is scheduled, and when next."""
+    seen = [schedule for schedule in model.schedules if visible(viewer, schedule)]
+    expected = sorted((s.name, s.queue, s.cron, s.catch_up, s.next_at) for s in seen)
+    assert sorted(rows) == expected, f"scheduled: {rows}, and not {expected}"
 
 
 # The end --------------------------------------------------------------------------------------------------------------
@@ -140,7 +203,7 @@ def check_archive(model: Model, rows: list[Archived]) -> None:
             continue
         found = [row for row in left if _is(model, ending, row)]
         dropped = model.queue_of(OUTSIDE, ending.job.queue) is None
-        missing = not found and not dropped and not _may_be_dropped(model, ending.job.queue, ending.finished_at)
+        missing = not found and not dropped and not model.may_be_dropped(ending.job.queue, ending.finished_at)
         assert not missing, f"not in the archive: {ending}; of that job there is {_of(rows, ending.job.id)}"
         if found:
             left.remove(found[0])
@@ -155,36 +218,45 @@ def _is(model: Model, ending: Ending, row: Archived) -> bool:
     job = ending.job
     if row.id != job.id or (ending.lease is not None and row.lease != ending.lease):
         return False
-    own = replace(row, headers=job.own(row.headers))
-    return row.drop_after - ending.finished_at in _retentions(model, job.queue) and own == Archived(
+    others = len(model.after(OUTSIDE, job))
+    own = replace(row, headers=job.own(row.headers, others, went_on=ending.lease is not None))
+    if ending.lease is None and row.worker in (None, MAINTENANCE):
+        own = replace(own, worker=None)
+    return row.drop_after - ending.finished_at in model.retentions(job.queue) and own == Archived(
         job.id, row.lease, job.enqueued_at, ending.started_at, ending.finished_at, row.drop_after, ending.kind,
-        ending.attempt, job.priority, job.queue_name, ending.worker, job.task, job.payload, job.headers, ending.result,
-        ending.error,
+        ending.attempt, ending.priority, job.queue_name, ending.worker, job.task, job.payload, job.headers,
+        ending.result, ending.error,
     )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class DeadLetter:
-    """A row of pgq.dead."""
+    """A row of pgq.dead_letters."""
 
     id: int
+    queue: str
+    payload: Any
+    priority: int
     attempt: int
     died_at: datetime
     error: str | None
-    history: list[Failure]
+    history: list[Failure] = field(default_factory=list)
 
 
-def check_dead(model: Model, letters: list[DeadLetter]) -> None:
+def check_dead(model: Model, viewer: Transaction, letters: list[DeadLetter]) -> None:
     """Dead letters keep the error of every attempt."""
     expected = [
         DeadLetter(
             place.job.id,
+            place.job.queue_name,
+            place.job.payload,
+            place.priority,
             place.attempt,
             place.finished_at or NEVER_YET,
             place.error,
             list(place.history),
         )
-        for place in model.places(OUTSIDE, "dead")
+        for place in model.places(viewer, "dead")
     ]
     assert letters == expected, f"{letters}, and not {expected}"
 
@@ -198,6 +270,8 @@ def check_doctor(model: Model, viewer: Transaction, findings: list[tuple[str, st
         ready = model.places(viewer, "ready", queue.serial)
         running = model.places(viewer, "running", queue.serial)
         seen = model.reaped_at or NEVER_YET
+        if any(place.job.group for place in ready):
+            continue
         if any(p.lease and model.expires_at(viewer, p.lease) <= seen for p in running):
             continue
         old = any(model.now - place.job.enqueued_at > timedelta(minutes=1) for place in ready)

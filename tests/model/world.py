@@ -4,29 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import psycopg
 from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
-from tests.model.data import Call, Expect, Failure, Look, Place
+from tests.model.data import Asked, Call, Expect, Failure, Look, Newest, Place, Request
 from tests.model.database import PATIENCE, Connection, Database
-from tests.model.model import Model, Pair, with_result
-from tests.model.transactions import NEVER, OUTSIDE, Transaction
+from tests.model.model import UNCLAIMED, Model, Pair, with_result
+from tests.model.transactions import NEVER, OUTSIDE, Transaction, visible
 from tests.model.views import (
     Archived,
+    Attempt,
     DeadLetter,
     Stat,
     check_archive,
+    check_attempts,
+    check_batch,
     check_dead,
     check_doctor,
+    check_queues,
+    check_requests,
+    check_schedules,
     check_stats,
     check_status,
 )
 from tests.sql.support import Job as Claimed
-from tests.sql.support import State, heard, one
+from tests.sql.support import State, column, heard, one
 
 SYNC = [True, False, True]
 """The sessions of a world, and whether they wait for their commits to reach the disk; a worker's claims need not."""
@@ -35,6 +41,13 @@ REFUSED_AFTER = "40ms"
 """How long a call waits that another session's open transaction may hold up: nobody is going to end it meanwhile."""
 
 TICK = timedelta(milliseconds=1)
+SETTINGS = """
+    SELECT name, lease, max_attempts, backoff, backoff_max, retention, shards, notify, unique_until,
+        validator IS NOT NULL, group_limit, running_limit
+    FROM pgq.queue
+"""
+LEFT = "SELECT id FROM pgq.parked UNION ALL SELECT job_id FROM pgq.permit WHERE state <> 'ended'"
+SCHEDULES = "SELECT name, queue, cron, catch_up, next_at FROM pgq.schedule"
 WAITED = "55P03"
 
 
@@ -78,7 +91,8 @@ class World:
         """Sessions outlive a world: it takes them a while to have all functions in memory."""
         self.sessions = [Session(self.database.session(n, sync=sync), sync) for n, sync in enumerate(SYNC)]
         self.watcher = self.database.session(len(SYNC), sync=True)
-        self.watcher.execute("LISTEN pgq")
+        self.watcher.execute("LISTEN pgq; LISTEN pgq_job")
+        heard(self.database.observer, self.watcher)  # what was meant for the world before
 
     # Calls ------------------------------------------------------------------------------------------------------------
 
@@ -132,8 +146,13 @@ class World:
                 wish = call.send(value)
             except StopIteration:
                 return
-            assert isinstance(wish, Look)
-            value = self._statuses(session.connection, wish.ids)
+            if isinstance(wish, Asked):
+                value = self._asked(session.connection)
+            elif isinstance(wish, Newest):
+                value = one(session.connection, "SELECT last_value FROM pgq.job_id")
+            else:
+                assert isinstance(wish, Look)
+                value = self._statuses(session.connection, wish.ids)
 
     @staticmethod
     def _check_refusal(expect: Expect, refused: Refused) -> None:
@@ -171,14 +190,16 @@ class World:
         self.model.commit(tx)
         if wakes:
             words = set(heard(self.database.observer, self.watcher))
-            assert wakes <= words <= self.names, f"told of {words}, and not of {wakes}"
+            known = self.names | {str(id) for id in self.model.jobs}
+            assert wakes <= words <= known, f"told of {words}, and not of {wakes}"
 
     # Producing --------------------------------------------------------------------------------------------------------
 
-    def enqueue(self, who: int, queue: str, **named: Any) -> int | None:
-        """One job, by pgq.enqueue. Returns its id."""
+    def enqueue(self, who: int, queue: str, *, bad: bool = False, **named: Any) -> int | None:
+        """One job, by pgq.enqueue. Returns its id. `bad`: a validator would refuse it."""
         named = _given(named)
         (payload,) = self._next_payloads(1)
+        payload |= {"bad": 1} if bad else {}
         value = self.run(
             who,
             lambda tx: self.model.enqueue_many(tx, queue, [payload], **named),
@@ -223,6 +244,9 @@ class World:
             read=lambda rows: [row[0] for row in rows],
             **_adapted(sent),
         )
+
+    def add_to_batch(self, who: int, id: int, ids: Sequence[int]) -> Any:
+        return self.run(who, lambda tx: self.model.add_to_batch(tx, id, ids), "add_to_batch", id, list(ids))
 
     def enqueue_unique(self, who: int, queue: str, keys: Sequence[str | None], **named: Any) -> Any:
         """Several with pgq.enqueue_unique_many; one, if it has a key, with pgq.enqueue_unique."""
@@ -344,6 +368,53 @@ class World:
     def maintain(self, who: int) -> Any:
         return self.run(who, self.model.maintain, "maintain")
 
+    def progress(self, who: int, pair: Pair, value: Any) -> Any:
+        return self.run(who, lambda tx: self.model.progress(tx, *pair, value), "progress", *pair, Jsonb(value))
+
+    # Taking back ------------------------------------------------------------------------------------------------------
+
+    def cancel(self, who: int, id: int) -> Any:
+        return self.run(who, lambda tx: self.model.cancel(tx, id), "cancel", id)
+
+    def cancel_many(self, who: int, name: str, **named: Any) -> Any:
+        return self.run(who, lambda tx: self.model.cancel_many(tx, name, **named), "cancel_many", name, **named)
+
+    def cancel_requested(self, who: int, leases: Sequence[int | None]) -> Any:
+        return self.run(
+            who,
+            lambda tx: self.model.cancel_requested(tx, leases),
+            "cancel_requested",
+            list(leases),
+            read=_column,
+        )
+
+    def reschedule(self, who: int, id: int, run_at: datetime) -> Any:
+        return self.run(who, lambda tx: self.model.reschedule(tx, id, run_at), "reschedule", id, run_at)
+
+    def set_priority(self, who: int, id: int, priority: int) -> Any:
+        return self.run(who, lambda tx: self.model.set_priority(tx, id, priority), "set_priority", id, priority)
+
+    # Schedules --------------------------------------------------------------------------------------------------------
+
+    def schedule(self, who: int, name: str, cron: str, queue: str, catch_up: str) -> Any:
+        payload = {"tick of": name}
+        return self.run(
+            who,
+            lambda tx: self.model.schedule(tx, name, cron, queue, payload, catch_up),
+            "schedule",
+            name,
+            cron,
+            queue,
+            Jsonb(payload),
+            catch_up=catch_up,
+        )
+
+    def next_runs(self, who: int, cron: str, n: int) -> Any:
+        return self.run(who, lambda tx: self.model.next_runs(cron, n), "next_runs", cron, n=n, read=_column)
+
+    def unschedule(self, who: int, name: str) -> Any:
+        return self.run(who, lambda tx: self.model.unschedule(tx, name), "unschedule", name)
+
     # Queues -----------------------------------------------------------------------------------------------------------
 
     def create_queue(self, who: int, name: str, settings: Any, *, if_not_exists: bool = False) -> Any:
@@ -366,8 +437,29 @@ class World:
     def resume(self, who: int, name: str) -> Any:
         return self.run(who, lambda tx: self.model.resume(tx, name), "resume", name)
 
-    def purge(self, who: int, name: str) -> Any:
-        return self.run(who, lambda tx: self.model.purge(tx, name), "purge", name)
+    def set_unique(self, who: int, name: str, unique_until: str) -> Any:
+        return self.run(who, lambda tx: self.model.set_unique(tx, name, unique_until), "set_unique", name, unique_until)
+
+    def set_validator(self, who: int, name: str, validated: bool) -> Any:
+        validator = "test_clock.valid(jsonb)" if validated else None
+        return self.run(who, lambda tx: self.model.set_validator(tx, name, validated), "set_validator", name, validator)
+
+    def set_limits(self, who: int, name: str, group_limit: int, running_limit: int | None) -> Any:
+        return self.run(
+            who,
+            lambda tx: self.model.set_limits(tx, name, group_limit, running_limit),
+            "set_limits",
+            name,
+            group_limit,
+            running_limit,
+        )
+
+    def try_exclusive(self, who: int, name: str) -> Any:
+        return self.run(who, lambda tx: self.model.try_exclusive(tx, name), "try_exclusive", name)
+
+    def purge(self, who: int, name: str, state: str | None = None) -> Any:
+        function, values = ("purge_state", [name, state]) if state else ("purge", [name])
+        return self.run(who, lambda tx: self.model.purge(tx, name, state), function, *values)
 
     def drop_queue(self, who: int, name: str, *, force: bool = False) -> Any:
         return self.run(who, lambda tx: self.model.drop_queue(tx, name, force=force), "drop_queue", name, force)
@@ -466,11 +558,12 @@ class World:
         self._pass(by)
 
     def advance_to_next(self, viewer: Transaction) -> None:
-        """Until just after the next lease of a job has ended, or the next job is due."""
+        """Until just after the next lease of a job has ended, or the next job or tick is due."""
         model = self.model
         ends = [model.expires_at(viewer, p.lease) for p in model.places(viewer, "running") if p.lease]
         due = [p.run_at for p in model.places(viewer, "scheduled") if p.run_at]
-        coming = [at for at in ends + due if at > model.now]
+        ticks = [schedule.next_at for schedule in model.schedules if visible(viewer, schedule)]
+        coming = [at for at in ends + due + ticks if at > model.now]
         if coming:
             self.advance(min(coming) - model.now)
 
@@ -515,22 +608,29 @@ class World:
                 if not candidates:
                     raise
             else:
+                self.model.forget_lost_jobs()
                 return
 
     # Waiting workers --------------------------------------------------------------------------------------------------
 
     def watch(self, name: str) -> None:
-        self._from_watcher(self.model.watch(name), "watch", name)
+        self._from_watcher(self.model.watch(name), "watch", [name])
 
     def unwatch(self, name: str) -> None:
-        self._from_watcher(self.model.unwatch(name), "unwatch", name)
+        self._from_watcher(self.model.unwatch(name), "unwatch", [name])
 
-    def _from_watcher(self, call: Call, function: str, name: str) -> None:
+    def watch_job(self, id: int) -> None:
+        self._from_watcher(self.model.watch_job(id), "watch_job", id)
+
+    def unwatch_job(self, id: int) -> None:
+        self._from_watcher(self.model.unwatch_job(id), "unwatch_job", id)
+
+    def _from_watcher(self, call: Call, function: str, argument: list[str] | int) -> None:
         self._pass(TICK)
         expect = next(call)
         assert isinstance(expect, Expect)
-        value = self._execute(Session(self.watcher, True), expect, f"SELECT pgq.{function}(%s)", [[name]])
-        self.note(f"watcher: {function}({name!r}) -> {value}")
+        value = self._execute(Session(self.watcher, True), expect, f"SELECT pgq.{function}(%s)", [argument])
+        self.note(f"watcher: {function}({argument!r}) -> {value}")
         if isinstance(value, Refused):
             self._check_refusal(expect, value)
             call.close()
@@ -556,8 +656,16 @@ class World:
         if self.model.held_up(viewer, "truncated"):
             return
         check_stats(self.model, viewer, self._stats(connection))
-        if full and not self.model.held_up(viewer, "ring"):
+        if full and not self.model.turning(viewer):
             self._check_statuses(viewer, connection)
+            check_requests(self.model, viewer, self._asked(connection))
+            check_schedules(self.model, viewer, connection.execute(SCHEDULES).fetchall())
+            check_queues(self.model, viewer, connection.execute(SETTINGS).fetchall())
+            check_dead(self.model, viewer, self._dead_letters(viewer, connection))
+            for place in self.model.places(viewer, "running"):
+                self._check_running(viewer, connection, place)
+            for place in self.model.places(viewer, "waiting"):
+                self._check_waiting(viewer, connection, place)
 
     def _stats(self, connection: Connection) -> list[Stat]:
         self.called["stats"] = self.called.get("stats", 0) + 1
@@ -572,11 +680,56 @@ class World:
         assert len({state.id for state in states}) == len(states), f"a job in two places: {states}"
         return {state.id: state for state in states}
 
+    @staticmethod
+    def _asked(connection: Connection) -> set[int]:
+        return set(column(connection, "SELECT id FROM pgq.cancel_request"))
+
     def _check_statuses(self, viewer: Transaction, connection: Connection) -> None:
         ids = [*self.model.jobs, max(self.model.jobs, default=0) + 1]
         found = self._statuses(connection, ids)
         for id in ids:
             check_status(self.model, viewer, id, found.get(id))
+
+    def _check_running(self, viewer: Transaction, connection: Connection, place: Place) -> None:
+        self._check_attempts(viewer, connection, place)
+        self._note("job_progress")
+        told = self.model.progress_of(viewer, place)
+        assert one(connection, "SELECT pgq.job_progress(%s)", place.job.id) == (told.value if told else None)
+
+    def _check_attempts(self, viewer: Transaction, connection: Connection, place: Place) -> None:
+        self._note("attempts")
+        with connection.cursor(row_factory=class_row(Attempt)) as cursor:
+            rows = cursor.execute("SELECT * FROM pgq.attempts(%s)", [place.job.id]).fetchall()
+        check_attempts(self.model, viewer, place, rows)
+
+    def _check_waiting(self, viewer: Transaction, connection: Connection, place: Place) -> None:
+        self._note("batch_status", "waits_for")
+        (row,) = connection.execute("SELECT * FROM pgq.batch_status(%s)", [place.job.id]).fetchall()
+        check_batch(self.model, viewer, place, row, column(connection, "SELECT pgq.waits_for(%s)", place.job.id))
+
+    def _note(self, *functions: str) -> None:
+        """These have been called, and came back."""
+        for function in functions:
+            self.called[function] = self.called.get(function, 0) + 1
+
+    def attempts(self, who: int) -> None:
+        """Of all jobs."""
+        session = self.sessions[who]
+        viewer = session.tx or OUTSIDE
+        if self.model.held_up(viewer, "truncated") or self.model.turning(viewer) or viewer.snapshot is not None:
+            return
+        for id in self.model.jobs:
+            place = self.model.place(viewer, id)
+            if place and place.state != "gone" and self.model.queue_of(viewer, place.job.queue):
+                self._check_attempts(viewer, session.connection, place)
+
+    def exclusive_holder(self, who: int, name: str) -> None:
+        """A session, or a prepared transaction, which has none."""
+        self._note("exclusive_holder")
+        pids = {id(session.tx): session.connection.info.backend_pid for session in self.sessions if session.tx}
+        expected = [pids.get(id(tx)) for tx in self.model.open if tx.holds(f"exclusive {name}")]
+        holders = column(self.sessions[who].connection, "SELECT pid FROM pgq.exclusive_holder(%s)", name)
+        assert holders == expected, f"exclusive as {name} is {holders}, and not {expected}"
 
     def doctor(self, who: int) -> None:
         session = self.sessions[who]
@@ -607,31 +760,37 @@ class World:
             self.finish_prepared(name, commit=True)
         self.check(full=True)
         self.doctor(0)
+        self.attempts(0)
         self._drain()
         self._retire()
         self.check(full=True)
+        assert column(self.database.observer, LEFT) == [], "jobs of groups have ended, and something of them is left"
+        self.attempts(0)
         with self.database.observer.cursor(row_factory=class_row(Archived)) as cursor:
             check_archive(self.model, cursor.execute("SELECT * FROM pgq.archive ORDER BY id, finished_at").fetchall())
-        check_dead(self.model, self._dead_letters())
 
     def _names(self) -> list[str]:
         return sorted(name for name in self.names if self.model.queue(OUTSIDE, name))
 
     def _drain(self) -> None:
-        """Until nothing waits and nothing runs; each job comes once."""
+        """Until nothing waits and nothing runs, nor is asked to stop; each job comes once."""
         for name in self._names():
             self.resume(0, name)
+        for name in [schedule.name for schedule in self.model.schedules if visible(OUTSIDE, schedule)]:
+            self.unschedule(0, name)
         for _ in range(10):
             self.advance(timedelta(hours=3))
             self.maintain(0)
             for name in self._names():
-                self.ack_many(0, [(job.id, job.lease) for job in self.claim(0, name, 1000)])
+                while jobs := self.claim(0, name, 1000):
+                    self.ack_many(0, [(job.id, job.lease) for job in jobs])
             if not self._unfinished():
                 return
         raise AssertionError(f"still there: {self._unfinished()}")
 
-    def _unfinished(self) -> list[Place]:
-        return [p for state in ("scheduled", "waiting", "ready", "running") for p in self.model.places(OUTSIDE, state)]
+    def _unfinished(self) -> list[Place | Request]:
+        left = [p for state in (*UNCLAIMED, "running") for p in self.model.places(OUTSIDE, state)]
+        return [*left, *(request for request in self.model.requests if visible(OUTSIDE, request))]
 
     def _retire(self) -> None:
         for _ in range(60):
@@ -640,18 +799,23 @@ class World:
                 return
         raise AssertionError(f"segments {self.database.unfinished_segments()} are never retired")
 
-    def _dead_letters(self) -> list[DeadLetter]:
-        rows = self.database.observer.execute(
+    def _dead_letters(self, viewer: Transaction, connection: Connection) -> list[DeadLetter]:
+        self._note("dead_letters")
+        names = [name for name in sorted(self.names) if self.model.queue(viewer, name)]
+        rows = connection.execute(
             """
-            SELECT d.id, d.attempt, d.died_at, d.error, h.attempt, h.at, h.error, h.worker
-            FROM pgq.dead d LEFT JOIN LATERAL jsonb_to_recordset(d.history)
+            SELECT d.id, d.queue, d.payload, d.priority, d.attempt, d.died_at, d.error,
+                h.attempt, h.at, h.error, h.worker
+            FROM unnest(%s::text[]) q, pgq.dead_letters(q) d LEFT JOIN LATERAL jsonb_to_recordset(d.history)
                 AS h (attempt int, at timestamptz, error text, worker text) ON true
             ORDER BY d.id, h.at
-            """
+            """,
+            [names],
         ).fetchall()
-        letters = {id: DeadLetter(id, attempt, at, error, []) for id, attempt, at, error, *_ in rows}
-        for id, _, _, _, *failure in (row for row in rows if row[4] is not None):
-            letters[id].history.append(Failure(*failure))
+        letters = {row[0]: DeadLetter(*row[:7]) for row in rows}
+        for row in rows:
+            if row[7] is not None:
+                letters[row[0]].history.append(Failure(*row[7:]))
         return list(letters.values())
 
 

@@ -33,7 +33,7 @@ def command_app(dsn: str | None, command: str, timeout: float | None = None) -> 
     The command gets the payload as a line of JSON on its standard input, and in its environment PGQ_ID, PGQ_QUEUE,
     PGQ_TASK, PGQ_ATTEMPT, PGQ_MAX_ATTEMPTS, PGQ_HEADERS (JSON), and each header as PGQ_HEADER_<NAME>. If it exits with
     0, the job is done and what it wrote is the result: as JSON if it is JSON, else as text. 75 puts the job off, for
-    the number of seconds that it wrote, or a minute. Anything else rejects the job with what it wrote to standard error.
+    the number of seconds that it wrote, or a minute. Anything else rejects it with what it wrote to standard error.
 
     Args:
         dsn: connection string; None: see :class:`App`.

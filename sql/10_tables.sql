@@ -587,7 +587,6 @@ CREATE TABLE pgq.dependent (
     job_id bigint NOT NULL,
     on_dead text NOT NULL,
     not_before timestamptz,
-    xid xid8 NOT NULL,
     done int NOT NULL DEFAULT 0,
     failed int NOT NULL DEFAULT 0,
     given_up boolean NOT NULL DEFAULT false,
@@ -600,7 +599,6 @@ COMMENT ON TABLE pgq.dependent IS
 COMMENT ON COLUMN pgq.dependent.job_id IS 'Job id';
 COMMENT ON COLUMN pgq.dependent.on_dead IS 'What it does if one of the others dies or is cancelled: fail, skip or run';
 COMMENT ON COLUMN pgq.dependent.not_before IS 'When it is due at the earliest; null: as soon as they have ended';
-COMMENT ON COLUMN pgq.dependent.xid IS 'The transaction that enqueued it. An id nobody knows may be that of a job of one that ran then';
 COMMENT ON COLUMN pgq.dependent.done IS 'How many of the others are known to be done';
 COMMENT ON COLUMN pgq.dependent.failed IS 'How many of them have ended otherwise';
 COMMENT ON COLUMN pgq.dependent.given_up IS 'Whether it is a dead letter because of one of them; if it is redriven, it waits again';
@@ -608,12 +606,14 @@ COMMENT ON COLUMN pgq.dependent.given_up IS 'Whether it is a dead letter because
 CREATE TABLE pgq.dependency (
     after_id bigint NOT NULL,
     job_id bigint NOT NULL,
+    xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
     CONSTRAINT dependency_after_id_job_id_pkey PRIMARY KEY (after_id, job_id)
 );
 CREATE INDEX dependency_job_id_after_id_idx ON pgq.dependency (job_id, after_id);
 COMMENT ON TABLE pgq.dependency IS 'What jobs wait for; a row goes when the job that it names has ended';
 COMMENT ON COLUMN pgq.dependency.after_id IS 'The job that must end first';
 COMMENT ON COLUMN pgq.dependency.job_id IS 'The job that waits';
+COMMENT ON COLUMN pgq.dependency.xid IS 'The transaction that said so. An id nobody knows may be that of a job of one that ran then';
 
 CREATE TABLE pgq.ended (
     at timestamptz NOT NULL,

@@ -36,8 +36,8 @@ BEGIN
     IF pg_sequence_last_value('pgq.awaited') = 0 THEN
         PERFORM setval('pgq.awaited', 1);
     END IF;
-    INSERT INTO pgq.dependent (job_id, on_dead, not_before, xid)
-    SELECT i, _make_wait.on_dead, _make_wait.not_before, pg_current_xact_id() FROM unnest(ids) i;
+    INSERT INTO pgq.dependent (job_id, on_dead, not_before)
+    SELECT i, _make_wait.on_dead, _make_wait.not_before FROM unnest(ids) i;
     INSERT INTO pgq.dependency (after_id, job_id) SELECT DISTINCT a, i FROM unnest(after) a CROSS JOIN unnest(ids) i;
 END;
 $$;
@@ -412,13 +412,19 @@ BEGIN
     SELECT array_agg(w.job_id ORDER BY w.job_id), array_agg(w.after_id ORDER BY w.job_id), array_agg(w.xid ORDER BY w.job_id)
     INTO v_ids, v_first, v_xids
     FROM (
-        SELECT t.job_id, t.xid, (
-            SELECT d.after_id FROM pgq.dependency d WHERE d.job_id = t.job_id ORDER BY d.job_id, d.after_id LIMIT 1
-        ) AS after_id
-        FROM pgq.dependent t
-        WHERE t.job_id > v_from AND NOT t.given_up
-        ORDER BY t.job_id
-        LIMIT n
+        SELECT t.job_id, f.after_id, f.xid
+        FROM (
+            SELECT t.job_id FROM pgq.dependent t
+            WHERE t.job_id > v_from AND NOT t.given_up
+            ORDER BY t.job_id
+            LIMIT n
+        ) t
+        LEFT JOIN LATERAL (
+            SELECT d.after_id, d.xid FROM pgq.dependency d
+            WHERE d.job_id = t.job_id
+            ORDER BY d.job_id, d.after_id
+            LIMIT 1
+        ) f ON true
     ) w;
     v_to := CASE WHEN cardinality(v_ids) = n THEN v_ids[n] ELSE 0 END;
     IF v_to <> pg_sequence_last_value('pgq.looked_after') THEN

@@ -220,7 +220,6 @@ CREATE TABLE pgq.dependent (
     job_id bigint NOT NULL,
     on_dead text NOT NULL,
     not_before timestamptz,
-    xid xid8 NOT NULL,
     done int NOT NULL DEFAULT 0,
     failed int NOT NULL DEFAULT 0,
     given_up boolean NOT NULL DEFAULT false,
@@ -233,7 +232,6 @@ COMMENT ON TABLE pgq.dependent IS
 COMMENT ON COLUMN pgq.dependent.job_id IS 'Job id';
 COMMENT ON COLUMN pgq.dependent.on_dead IS 'What it does if one of the others dies or is cancelled: fail, skip or run';
 COMMENT ON COLUMN pgq.dependent.not_before IS 'When it is due at the earliest; null: as soon as they have ended';
-COMMENT ON COLUMN pgq.dependent.xid IS 'The transaction that enqueued it. An id nobody knows may be that of a job of one that ran then';
 COMMENT ON COLUMN pgq.dependent.done IS 'How many of the others are known to be done';
 COMMENT ON COLUMN pgq.dependent.failed IS 'How many of them have ended otherwise';
 COMMENT ON COLUMN pgq.dependent.given_up IS 'Whether it is a dead letter because of one of them; if it is redriven, it waits again';
@@ -241,12 +239,14 @@ COMMENT ON COLUMN pgq.dependent.given_up IS 'Whether it is a dead letter because
 CREATE TABLE pgq.dependency (
     after_id bigint NOT NULL,
     job_id bigint NOT NULL,
+    xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
     CONSTRAINT dependency_after_id_job_id_pkey PRIMARY KEY (after_id, job_id)
 );
 CREATE INDEX dependency_job_id_after_id_idx ON pgq.dependency (job_id, after_id);
 COMMENT ON TABLE pgq.dependency IS 'What jobs wait for; a row goes when the job that it names has ended';
 COMMENT ON COLUMN pgq.dependency.after_id IS 'The job that must end first';
 COMMENT ON COLUMN pgq.dependency.job_id IS 'The job that waits';
+COMMENT ON COLUMN pgq.dependency.xid IS 'The transaction that said so. An id nobody knows may be that of a job of one that ran then';
 
 CREATE TABLE pgq.ended (
     at timestamptz NOT NULL,
@@ -2803,8 +2803,8 @@ BEGIN
     IF pg_sequence_last_value('pgq.awaited') = 0 THEN
         PERFORM setval('pgq.awaited', 1);
     END IF;
-    INSERT INTO pgq.dependent (job_id, on_dead, not_before, xid)
-    SELECT i, _make_wait.on_dead, _make_wait.not_before, pg_current_xact_id() FROM unnest(ids) i;
+    INSERT INTO pgq.dependent (job_id, on_dead, not_before)
+    SELECT i, _make_wait.on_dead, _make_wait.not_before FROM unnest(ids) i;
     INSERT INTO pgq.dependency (after_id, job_id) SELECT DISTINCT a, i FROM unnest(after) a CROSS JOIN unnest(ids) i;
 END;
 $$;
@@ -3172,13 +3172,19 @@ BEGIN
     SELECT array_agg(w.job_id ORDER BY w.job_id), array_agg(w.after_id ORDER BY w.job_id), array_agg(w.xid ORDER BY w.job_id)
     INTO v_ids, v_first, v_xids
     FROM (
-        SELECT t.job_id, t.xid, (
-            SELECT d.after_id FROM pgq.dependency d WHERE d.job_id = t.job_id ORDER BY d.job_id, d.after_id LIMIT 1
-        ) AS after_id
-        FROM pgq.dependent t
-        WHERE t.job_id > v_from AND NOT t.given_up
-        ORDER BY t.job_id
-        LIMIT n
+        SELECT t.job_id, f.after_id, f.xid
+        FROM (
+            SELECT t.job_id FROM pgq.dependent t
+            WHERE t.job_id > v_from AND NOT t.given_up
+            ORDER BY t.job_id
+            LIMIT n
+        ) t
+        LEFT JOIN LATERAL (
+            SELECT d.after_id, d.xid FROM pgq.dependency d
+            WHERE d.job_id = t.job_id
+            ORDER BY d.job_id, d.after_id
+            LIMIT 1
+        ) f ON true
     ) w;
     v_to := CASE WHEN cardinality(v_ids) = n THEN v_ids[n] ELSE 0 END;
     IF v_to <> pg_sequence_last_value('pgq.looked_after') THEN

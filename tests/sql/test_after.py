@@ -1132,3 +1132,22 @@ def test_the_ring_turns_under_those_who_wait(db: Connection, clock: Clock) -> No
     finish(db, first)
     retire_all(db)
     assert ready(db) == [second]
+
+
+def test_what_is_added_to_a_batch_before_it_is_committed_is_waited_for(db: Connection, connect: Connect) -> None:
+    (first,) = enqueue(db)
+    batch = call(db, "batch", [first], "q")
+    producer = connect(autocommit=False)
+    (second,) = enqueue(producer)
+    call(db, "add_to_batch", batch, [second])
+    finish(db, first)
+    maintain(db, 3)
+    assert state(db, batch) == "waiting"
+    producer.commit()
+    maintain(db, 3)
+    assert state(db, batch) == "waiting"
+    finish(db, second)
+    assert ready(db) == [batch]
+    assert db.execute("SELECT headers FROM pgq.job WHERE id = %s", [batch]).fetchone() == (
+        {"after": {"done": 2, "failed": 0}},
+    )

@@ -4511,6 +4511,9 @@ BEGIN
             HINT = 'Let its workers finish, or drop it with force => true: its jobs are cancelled and its dead letters deleted.';
     END IF;
     PERFORM pgq._clear_queue(v_queue);
+    -- What this transaction has enqueued or promoted itself; no claim of its own would take that.
+    PERFORM w.id
+    FROM pgq._filled() s, pgq._lanes_of(v_queue) l, pgq._withdraw(s, pgq._ready(s, l, NULL, NULL), 'cancelled') w;
     FOR v_slot IN 0..15 LOOP
         CONTINUE WHEN pg_relation_size(format('pgq.lease_%s', v_slot)::regclass) = 0;
         SELECT array_agg(r.id), array_agg(r.lease) INTO v_ids, v_leases FROM pgq._running(v_slot, v_queue.id) r;

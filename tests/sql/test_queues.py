@@ -676,3 +676,27 @@ def test_the_doctor_sees_that_nobody_maintains(healthy: Connection, clock: Clock
 def test_an_empty_installation_is_healthy(db: Connection) -> None:
     assert findings(db) == {}
     assert db.execute("SELECT * FROM pgq.stats()").fetchall() == []
+
+
+@pytest.mark.parametrize("how", ["enqueued", "promoted"])
+@pytest.mark.parametrize("count", [1, 20])
+def test_a_queue_is_dropped_with_what_the_transaction_has_added_itself(
+    db: Connection, connect: Connect, clock: Clock, how: str, count: int
+) -> None:
+    """No claim would ever see those jobs again, and their segment would never be retired."""
+    create(db)
+    create(db, "other")
+    enqueue(db, count, delay="1 minute" if how == "promoted" else None)
+    enqueue(db, 3, queue="other")
+    clock.advance(61)
+    session = connect(autocommit=False)
+    if how == "enqueued":
+        enqueue(session, count)
+    else:
+        assert call(session, "promote") == count
+    with refused("PQ005"), session.transaction():
+        call(session, "drop_queue", "q")
+    call(session, "drop_queue", "q", force=True)
+    session.commit()
+    assert len(ack(db, claim(db, 10, "other"))) == 3
+    retire_all(db)

@@ -172,7 +172,7 @@ SELECT pgq._for_each_slot('pgq._held_0(int,bigint[],int)');
 
 -- The rows that the position of the lane has not passed, in the order of claims, and those of the transactions that
 -- were late.
-CREATE FUNCTION pgq._next_0(lanes bigint[], named text, n int, newest boolean, most int) RETURNS SETOF pgq.attempt
+CREATE FUNCTION pgq._next_0(lanes bigint[], named text, newest boolean, most int) RETURNS SETOF pgq.attempt
     LANGUAGE plpgsql STABLE
 AS $$
 BEGIN
@@ -213,10 +213,10 @@ BEGIN
     ) j;
 END;
 $$;
-COMMENT ON FUNCTION pgq._next_0(bigint[], text, int, boolean, int) IS
+COMMENT ON FUNCTION pgq._next_0(bigint[], text, boolean, int) IS
     'The jobs of a task, or all, among the first or last of each lane that can be claimed in segment 0';
 
-SELECT pgq._for_each_slot('pgq._next_0(bigint[],text,int,boolean,int)');
+SELECT pgq._for_each_slot('pgq._next_0(bigint[],text,boolean,int)');
 
 CREATE FUNCTION pgq._held(queue_id int, most int) RETURNS SETOF pgq.held_lease
     LANGUAGE plpgsql STABLE
@@ -293,7 +293,7 @@ BEGIN
     SELECT a.id, queue.name, a.task, 'ready', pgq._priority(a.lane), a.attempt, a.enqueued_at, NULL::timestamptz,
         NULL::timestamptz, NULL::timestamptz, NULL::text, NULL::bigint, a.group_key, a.payload
     FROM unnest(pgq._live_slots()) s
-    CROSS JOIN LATERAL pgq._next(s, ARRAY(SELECT pgq._lanes_of(queue)), named, n, newest,
+    CROSS JOIN LATERAL pgq._next(s, ARRAY(SELECT pgq._lanes_of(queue)), named, newest,
         CASE WHEN named IS NULL THEN n ELSE greatest(n, 10000) END) a
     ORDER BY CASE WHEN newest THEN a.id END DESC, a.id
     LIMIT n;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +23,15 @@ def eventually(condition: Callable[[], object], what: str = "it", timeout: float
     while not condition():
         assert time.monotonic() < deadline, f"not within {timeout} seconds: {what}"
         time.sleep(0.005)
+
+
+def alive(pid: int) -> bool:
+    """Whether there is such a process."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 class Face:

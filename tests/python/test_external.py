@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import threading
 import time
@@ -19,7 +18,7 @@ import pytest
 
 from pgqueue import App, Client, Job, Worker
 from pgqueue.worker.external import command_app, http_app
-from tests.python.support import eventually
+from tests.python.support import alive, eventually
 
 Until = Callable[[int, str], None]
 
@@ -106,15 +105,6 @@ def test_a_command_puts_its_job_off(client: Client, dsn: str, until: Until, out:
         assert abs(late) < timedelta(seconds=20)
 
 
-def alive(file: Path) -> bool:
-    """Whether the process lives whose pid is in the file."""
-    try:
-        os.kill(int(file.read_text()), 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
 def test_a_command_is_ended_after_its_timeout_with_all_that_it_started(
     client: Client, dsn: str, until: Until, tmp_path: Path
 ) -> None:
@@ -122,7 +112,7 @@ def test_a_command_is_ended_after_its_timeout_with_all_that_it_started(
     job = client.enqueue("q", max_attempts=1)
     with working(command_app(dsn, f"sleep 3600 & echo $! > {child}; wait", timeout=0.5)):
         until(job, "dead")
-        eventually(lambda: not alive(child))
+        eventually(lambda: not alive(int(child.read_text())))
     assert "TimedOut: after 0.5 seconds" in status(client, job).error
 
 
@@ -134,7 +124,7 @@ def test_a_command_is_ended_when_its_job_is_cancelled(client: Client, dsn: str, 
         eventually(lambda: child.exists() and child.read_text())
         assert client.cancel(job) == "requested"
         until(job, "cancelled")
-        assert not alive(child)
+        assert not alive(int(child.read_text()))
 
 
 def test_a_command_is_ended_when_the_worker_stops(client: Client, dsn: str, tmp_path: Path) -> None:
@@ -142,7 +132,7 @@ def test_a_command_is_ended_when_the_worker_stops(client: Client, dsn: str, tmp_
     job = client.enqueue("q")
     with working(command_app(dsn, f"trap '' TERM; echo $$ > {child}; while :; do sleep 0.1; done")):
         eventually(lambda: child.exists() and child.read_text())
-    assert not alive(child)
+    assert not alive(int(child.read_text()))
     assert status(client, job).state == "ready"
 
 

@@ -25,7 +25,7 @@ from pgqueue.worker.health import Health
 from pgqueue.worker.worker import _turns
 from tests.python.conftest import Running, WorkerProcess
 from tests.python.handlers import count
-from tests.python.support import eventually
+from tests.python.support import alive, eventually
 
 Start = Callable[..., WorkerProcess]
 Until = Callable[[int, str], None]
@@ -33,14 +33,6 @@ Until = Callable[[int, str], None]
 
 def pids(db: psycopg.Connection[Any]) -> set[int]:
     return {pid for (pid,) in db.execute("SELECT DISTINCT pid FROM started")}
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 # Several processes ----------------------------------------------------------------------------------------------------

@@ -2048,6 +2048,7 @@ CREATE FUNCTION pgq.set_limits(
 AS $$
 DECLARE
     v_queue pgq.queue := pgq._find_queue(queue);
+    v_fair boolean;
 BEGIN
     PERFORM pgq._require('group_limit', coalesce(group_limit BETWEEN 1 AND 1000000, true), 'null or between 1 and 1000000');
     PERFORM pgq._require('running_limit', coalesce(running_limit BETWEEN 1 AND 1000000, true), 'null or between 1 and 1000000');
@@ -2056,6 +2057,7 @@ BEGIN
     PERFORM pgq._require('fair', fair IS NOT NULL OR NULL, 'true or false');
     PERFORM pgq._require('keep_place', keep_place IS NOT NULL OR NULL, 'true or false');
     PERFORM pg_advisory_xact_lock(pgq._gate_key(v_queue.id));
+    SELECT q.fair INTO v_fair FROM pgq.queue q WHERE q.id = v_queue.id;
     UPDATE pgq.queue q
     SET group_limit = set_limits.group_limit, running_limit = set_limits.running_limit,
         rate = set_limits.rate, rate_period = set_limits.rate_period,
@@ -2066,6 +2068,18 @@ BEGIN
         PERFORM pgq._add_line(pgq._lane(v_queue.id, 0, 97));
     END IF;
     UPDATE pgq.parked_group g SET ready = true, ready_at = NULL WHERE g.queue_id = v_queue.id AND NOT g.ready;
+    -- Turns and ids do not compare: a group that has had its turn would come before all that have none yet.
+    IF v_fair <> fair THEN
+        UPDATE pgq.parked_group g
+        SET turn = CASE
+            WHEN set_limits.fair THEN nextval('pgq.turn')
+            ELSE coalesce((
+                SELECT p.id FROM pgq.parked p WHERE p.queue_id = g.queue_id AND p.group_key = g.group_key
+                ORDER BY p.queue_id, p.group_key, p.priority, p.id LIMIT 1
+            ), g.turn)
+        END
+        WHERE g.queue_id = v_queue.id;
+    END IF;
     PERFORM pgq._wake(v_queue.id, v_queue.name);
 END;
 $$;

@@ -530,6 +530,24 @@ def test_turns_are_taken_within_a_priority(db: Connection) -> None:
     assert ids(claim(db, 3)) == urgent
 
 
+def test_groups_that_were_parked_before_take_turns_too(db: Connection) -> None:
+    """Without turns a group stands in line by the id of its first job, which is larger than any turn."""
+    limit(db, group_limit=None)
+    made = dict(zip(put(db, *["a"] * 10, *["b"] * 10, *["c"] * 10), "a" * 10 + "b" * 10 + "c" * 10, strict=True))
+    ack(db, [claim_one(db)])
+    limit(db, group_limit=None, fair=True)
+    order = "".join(made[claim_one(db).id] for _ in range(9))
+    assert Counter(order) == {"a": 3, "b": 3, "c": 3}
+
+
+def test_without_turns_the_oldest_comes_first_again(db: Connection) -> None:
+    limit(db, group_limit=None, fair=True)
+    made = put(db, *["a"] * 5, *["b"] * 5)
+    first = [claim_one(db).id for _ in range(4)]
+    limit(db, group_limit=None)
+    assert [claim_one(db).id for _ in range(6)] == [id for id in made if id not in first]
+
+
 # Changing what is parked ----------------------------------------------------------------------------------------------
 
 

@@ -25,6 +25,20 @@ class Settings:
     notify: bool = True
 
 
+@dataclass(frozen=True)
+class Limits:
+    """The limits of a queue, as set_limits takes them."""
+
+    group_limit: int | None = 1
+    running_limit: int | None = None
+    rate: int | None = None
+    rate_period: timedelta | None = None
+    group_rate: int | None = None
+    group_period: timedelta | None = None
+    fair: bool = False
+    keep_place: bool = True
+
+
 @dataclass(eq=False)
 class Queue(Row):
     """One version of a queue; the serial stays the same when it is altered, and is another one when it is made anew."""
@@ -35,8 +49,9 @@ class Queue(Row):
     paused: bool = False
     unique_until: str = "finished"
     validated: bool = False
-    group_limit: int = 1
-    running_limit: int | None = None
+    limits: Limits = Limits()
+    dealt: int = 0
+    """The event at which the limits were set: groups take their turns anew from there."""
 
 
 @dataclass(eq=False, repr=False)
@@ -189,6 +204,38 @@ class Added(Row):
 
     job: int
     other: int
+
+
+@dataclass(eq=False)
+class Started(Row):
+    """Jobs of a queue that has a rate, or of a group that has one, were claimed."""
+
+    queue: int
+    group: str | None
+    """None: it is the rate of the queue"""
+
+    at: datetime
+    jobs: int
+
+
+@dataclass(eq=False)
+class Turn(Row):
+    """A group of a queue in which groups take turns had its turn."""
+
+    queue: int
+    group: str | None
+    event: tuple[int, int]
+    """That of the claim, and the place in what it returned"""
+
+    sure: bool
+    """Whether nobody else was doing anything, so that the claim saw whatever there was"""
+
+
+@dataclass(eq=False)
+class Grant(Row):
+    """The role of the tests was given the rights of a producer, consumer or admin."""
+
+    kind: str
 
 
 @dataclass(eq=False)

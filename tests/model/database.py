@@ -27,8 +27,50 @@ CLOCK = """
     CREATE OR REPLACE FUNCTION pgq._now() RETURNS timestamptz LANGUAGE sql VOLATILE
         SET search_path = pg_catalog, pg_temp
         AS $$ SELECT 'epoch'::timestamptz + pg_sequence_last_value('test_clock.now') * interval '1 microsecond' $$;
+"""
+
+# What pgq calls, and what calls it: a validator, a handler for pgq.work, and tables whose changes become jobs.
+AROUND = """
     CREATE FUNCTION test_clock.valid(payload jsonb) RETURNS boolean LANGUAGE sql IMMUTABLE
         AS $$ SELECT NOT payload ? 'bad' $$;
+    CREATE FUNCTION test_clock.handle(payload jsonb) RETURNS jsonb LANGUAGE plpgsql
+        AS $$
+        BEGIN
+            IF (payload ->> 'n')::int % 4 = 0 THEN
+                RAISE 'four of them';
+            END IF;
+            RETURN jsonb_build_object('worked', payload);
+        END;
+        $$;
+    CREATE TABLE test_clock.one (n int);
+    CREATE TABLE test_clock.many (n int);
+    CREATE TRIGGER enqueue AFTER INSERT ON test_clock.one
+        FOR EACH ROW EXECUTE FUNCTION pgq.enqueue_row('line', 'changed');
+    CREATE TRIGGER enqueue AFTER INSERT ON test_clock.many REFERENCING NEW TABLE AS new
+        FOR EACH STATEMENT EXECUTE FUNCTION pgq.enqueue_rows('line', 'changed');
+    CREATE FUNCTION test_clock.enqueue_row(n int) RETURNS bigint LANGUAGE plpgsql
+        AS $$
+        BEGIN
+            INSERT INTO test_clock.one VALUES (n);
+            RETURN currval('pgq.job_id');
+        END;
+        $$;
+    CREATE FUNCTION test_clock.enqueue_rows(n int[]) RETURNS SETOF bigint LANGUAGE plpgsql
+        AS $$
+        BEGIN
+            INSERT INTO test_clock.many SELECT unnest(n);
+            RETURN QUERY SELECT generate_series(currval('pgq.job_id') - cardinality(n) + 1, currval('pgq.job_id'));
+        END;
+        $$;
+"""
+
+ROLE = "model_role"
+GRANTED = """
+    SELECT kind FROM (VALUES ('producer', 'enqueue'), ('consumer', 'claim'), ('admin', 'stats')) k (kind, function)
+    WHERE (
+        SELECT bool_and(has_function_privilege('model_role', p.oid, 'EXECUTE')) FROM pg_proc p
+        WHERE p.pronamespace = 'pgq'::regnamespace AND p.proname = k.function
+    )
 """
 
 TABLES = "SELECT relname FROM pg_class WHERE relnamespace = 'pgq'::regnamespace AND relkind = 'r'"
@@ -53,7 +95,8 @@ class Database:
         with psycopg.connect(cluster.dsn(), autocommit=True) as admin:
             admin.execute(f"CREATE DATABASE {NAME} TEMPLATE {template}")
         self.observer = self.connect(sync=False)
-        self.observer.execute(CLOCK)
+        self.observer.execute(CLOCK + AROUND)
+        self.observer.execute(f"CREATE ROLE {ROLE}")
         for function in column(self.observer, PATIENT):
             self.observer.execute(f"ALTER FUNCTION {function} RESET lock_timeout")
         self._sessions: dict[int, Connection] = {}
@@ -86,6 +129,7 @@ class Database:
             session.close()
         with psycopg.connect(self.cluster.dsn(), autocommit=True) as admin:
             admin.execute(f"DROP DATABASE {NAME} WITH (FORCE)")
+            admin.execute(f"DROP ROLE {ROLE}")
 
     def set_clock(self, now: datetime) -> None:
         self.observer.execute("SELECT setval('test_clock.now', %s)", [(now - EPOCH) // timedelta(microseconds=1)])
@@ -93,12 +137,18 @@ class Database:
     def _filled(self) -> list[str]:
         return column(self.observer, TABLES + " AND pg_relation_size(oid) > 0")
 
+    def granted(self, connection: Connection | None = None) -> set[str]:
+        """Which rights the role of the tests has, as a session sees it."""
+        return set(column(connection or self.observer, GRANTED))
+
     def empty(self) -> None:
         """As it was after the installation."""
         for session in self._sessions.values():
             if session.info.transaction_status:
                 session.rollback()
         self._forget_prepared()
+        if self.granted():
+            self.observer.execute(f"DROP OWNED BY {ROLE}")
         names = [sql.Identifier("pgq", name) for name in self._filled()]
         if names:
             self.observer.execute(sql.SQL("TRUNCATE {}").format(sql.SQL(", ").join(names)))

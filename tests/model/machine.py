@@ -13,33 +13,17 @@ from typing import Any, TypeVar
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from tests.model.data import Place, Settings
+from tests.model.data import Limits, Place, Settings
 from tests.model.model import Pair
-from tests.model.transactions import OUTSIDE, Transaction
-from tests.model.world import SYNC, World
+from tests.model.transactions import OUTSIDE, Transaction, visible
+from tests.model.world import SYNC, TICK, World
 
 QUEUES = ["line", "wide", "o\"d'd %s", "späť", "grouped"]
 GROUPED = 4
 """This queue has jobs with groups, and no others. What is enqueued elsewhere is claimed in a stricter order."""
 
-# Some functions have no place in the model.
-NOT_DRIVEN = {
-    "version": "a constant, held against the name of the install script in tests/build",
-    "grant_producer": "rights are held against a golden matrix, in tests/security",
-    "grant_consumer": "rights are held against a golden matrix, in tests/security",
-    "grant_admin": "rights are held against a golden matrix, in tests/security",
-    "work": "a procedure; tests/sql/test_work.py",
-    "wait": "a procedure; tests/sql/test_wait.py",
-    "enqueue_row": "a trigger; tests/sql/test_outbox.py",
-    "enqueue_rows": "a trigger; tests/sql/test_outbox.py",
-    "queues": "reads; tests/sql/test_jobs.py",
-    "jobs": "reads; tests/sql/test_jobs.py",
-    "workers": "reads; tests/sql/test_jobs.py",
-    "activity": "reads; tests/sql/test_jobs.py",
-    "failures": "reads; tests/sql/test_jobs.py",
-    "cancel_claimed": "cancel and reject in one; tests/sql/test_cancel.py",
-}
 DRIVEN: dict[str, str] = {}
+"""The public functions, and the rules that call them"""
 
 WRONG = [
     ("SELECT pgq.enqueue('line', priority => 101)", "22023"),
@@ -100,6 +84,21 @@ CHANGES: list[dict[str, Any]] = [
     {"notify": False},
     {"notify": True},
     {"backoff": timedelta(seconds=5), "backoff_max": timedelta(seconds=5)},
+]
+MINUTE = timedelta(minutes=1)
+LIMITS = [
+    Limits(),
+    Limits(),
+    Limits(group_limit=2, running_limit=2),
+    Limits(running_limit=3, keep_place=False),
+    Limits(group_limit=None),
+    Limits(group_limit=None, fair=True),
+    Limits(group_limit=None, fair=True),
+    Limits(fair=True, running_limit=2),
+    Limits(rate=2, rate_period=MINUTE),
+    Limits(group_limit=None, rate=3, rate_period=MINUTE, fair=True),
+    Limits(group_limit=None, group_rate=1, group_period=timedelta(seconds=20)),
+    Limits(group_limit=2, rate=3, rate_period=MINUTE, group_rate=2, group_period=timedelta(seconds=20), fair=True),
 ]
 LINES = [("*/5 * * * *", "one"), ("*/5 * * * *", "skip"), ("@hourly", "one"), ("0 */6 * * *", "all")]
 ACCIDENTS = ["close", "close", "terminate", "terminate", "fast", "immediate", "immediate"]
@@ -262,6 +261,12 @@ class Machine(RuleBasedStateMachine):
         self.world.enqueue_many(who, QUEUES[queue], count, **options)
         self.after(who)
 
+    @drives("enqueue_row", "enqueue_rows")
+    @rule(who=who, count=st.sampled_from([1, 1, 2, 3]))
+    def change_rows(self, who: int, count: int) -> None:
+        self.world.change_rows(who, count)
+        self.after(who)
+
     @drives("enqueue_after", "enqueue_many_after", "batch")
     @rule(
         who=who,
@@ -341,10 +346,10 @@ class Machine(RuleBasedStateMachine):
         self.after(who)
 
     @drives("set_limits")
-    @rule(who=who, group_limit=st.sampled_from([1, 1, 2]), running_limit=st.sampled_from([None, None, 2]))
-    def set_limits(self, who: int, group_limit: int, running_limit: int | None) -> None:
+    @rule(who=who, limits=st.sampled_from(LIMITS))
+    def set_limits(self, who: int, limits: Limits) -> None:
         if not self.frozen(who):
-            self.world.set_limits(who, QUEUES[GROUPED], group_limit, running_limit)
+            self.world.set_limits(who, QUEUES[GROUPED], limits)
             self.after(who)
 
     @drives("claim")
@@ -451,6 +456,13 @@ class Machine(RuleBasedStateMachine):
             self.world.cancel_requested(who, [place.lease.id, None])
         self.after(who)
 
+    @drives("cancel_claimed")
+    @rule(who=who, pick=pick, error=error)
+    def cancel_claimed(self, who: int, pick: tuple[str, int], error: str | None) -> None:
+        for pair in self._settled(who, [pick])[:1]:
+            self.world.cancel_claimed(who, pair, error)
+            self.after(who)
+
     @drives("cancel_many")
     @rule(who=who, queue=any_queue, task=st.sampled_from([None, "task"]), running=st.booleans())
     def cancel_many(self, who: int, queue: int, task: str | None, running: bool) -> None:
@@ -505,6 +517,25 @@ class Machine(RuleBasedStateMachine):
             self.world.rotate(who)
         self.after(who)
 
+    @drives("work")
+    @rule(
+        who=st.sampled_from([n for n, sync in enumerate(SYNC) if sync]), queue=queue, batch=st.sampled_from([1, 2, 10])
+    )
+    def work(self, who: int, queue: int, batch: int) -> None:
+        """When there is nothing to do but to claim. Of one whose commits may be lost, each could be alone."""
+        world, model = self.world, self.world.model
+        if any(session.tx for session in world.sessions) or model.prepared or not model.queue(OUTSIDE, QUEUES[queue]):
+            return
+        world.maintain(who)
+        self._fill(who, queue, batch)
+        coming = [p.run_at for p in model.places(OUTSIDE, "scheduled")]
+        coming += [model.expires_at(OUTSIDE, p.lease) for p in model.places(OUTSIDE, "running") if p.lease]
+        coming += [schedule.next_at for schedule in model.schedules if visible(OUTSIDE, schedule)]
+        left = [*model.places(OUTSIDE, "waiting"), *(r for r in model.requests if visible(OUTSIDE, r))]
+        if not left and all(at and at > model.now + 5 * TICK for at in coming):
+            world.work(who, QUEUES[queue], batch)
+            self.after(who)
+
     # Queues -----------------------------------------------------------------------------------------------------------
 
     @drives("create_queue")
@@ -534,6 +565,13 @@ class Machine(RuleBasedStateMachine):
             self.world.set_validator(who, QUEUES[queue], validated)
         self.world.enqueue(who, QUEUES[queue], bad=True)
         self.after(who)
+
+    @drives("grant_producer", "grant_consumer", "grant_admin")
+    @rule(who=who, kind=st.sampled_from(["producer", "consumer", "admin"]))
+    def grant(self, who: int, kind: str) -> None:
+        if not self.frozen(who):
+            self.world.grant(who, kind)
+            self.after(who)
 
     @drives("try_exclusive", "exclusive_holder")
     @rule(who=who, name=st.sampled_from(["a", "a", "b"]))
@@ -630,6 +668,12 @@ class Machine(RuleBasedStateMachine):
         else:
             self.world.unwatch_job(awaited[number % len(awaited)])
 
+    @drives("wait")
+    @rule(who=who, state=st.sampled_from(["running", "ready", "any", "any"]), number=number)
+    def wait(self, who: int, state: str, number: int) -> None:
+        if not self.world.model.held_up(OUTSIDE, "truncated") and not self.world.model.turning(OUTSIDE):
+            self.world.wait(who, self._seen(OUTSIDE, state, number))
+
     # Time, and accidents ----------------------------------------------------------------------------------------------
 
     @rule(by=st.sampled_from(PASSING))
@@ -648,13 +692,14 @@ class Machine(RuleBasedStateMachine):
     # Looking ----------------------------------------------------------------------------------------------------------
 
     @drives("stats", "job_status", "doctor", "attempts", "job_progress", "dead_letters", "batch_status", "waits_for")
+    @drives("queues", "jobs", "workers", "activity", "failures", "version")
     @rule(who=who, wrong=st.sampled_from(WRONG))
     def look(self, who: int, wrong: tuple[str, str]) -> None:
         """A call that is wrong in itself, and after that everything is as it was."""
         if not self.frozen(who):
             query, sqlstate = wrong
             self.world.refuses(who, query, [], sqlstate)
-        self.world.doctor(who)
+        self.world.look(who)
         self.world.attempts(who)
         self.world.check(full=True)
         self.world.check_session(who, full=True)

@@ -21,9 +21,11 @@ from tests.model.data import (
     Expect,
     Expiry,
     Failure,
+    Grant,
     Job,
     Key,
     Lease,
+    Limits,
     Look,
     Newest,
     Place,
@@ -33,6 +35,7 @@ from tests.model.data import (
     Settings,
     Wish,
 )
+from tests.model.limits import LOOK_AGAIN, Book, check_running
 from tests.model.order import Line, check_claim, check_turns
 from tests.model.ticks import Schedule, fired, next_tick
 from tests.model.transactions import (
@@ -75,6 +78,11 @@ Pair = tuple[int | None, int | None]
 T = TypeVar("T")
 
 
+def handler_fails(payload: Any) -> bool:
+    """Whether the handler of pgq.work, a function of the test's database, fails for this payload."""
+    return bool(payload.get("n", 1) % 4 == 0)
+
+
 def distinct(items: Iterable[T]) -> list[T]:
     """Each once, in their order."""
     return list(dict.fromkeys(items))
@@ -95,6 +103,8 @@ class Model:
     added: list[Added] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
     progresses: list[Progress] = field(default_factory=list)
+    grants: list[Grant] = field(default_factory=list)
+    book: Book = field(default_factory=Book)
     schedules: list[Schedule] = field(default_factory=list)
     open: list[Transaction] = field(default_factory=list)
     prepared: dict[str, Transaction] = field(default_factory=dict)
@@ -418,10 +428,11 @@ class Model:
         taken = [candidates[job.id] for job in jobs]
         assert not [p for p in taken if contested(tx, p)], "claimed what another session has claimed"
         free = [p for p in candidates.values() if not contested(tx, p)]
-        grouped = any(place.job.group for place in free)
+        grouped = any(place.job.group for place in free) or found.limits != Limits()
         # What was carried is this transaction's own now, and it cannot claim that.
         if grouped and not tx.holds("carried"):
             check_turns(free, taken, batch)
+            self._check_limited(tx, found, batch, free, taken)
         elif not tx.holds("carried"):
             line = Line(
                 candidates=free,
@@ -442,21 +453,29 @@ class Model:
             lease.jobs.append(place.job)
             self.move(tx, place, "running", lease=lease, started_at=self.now)
         if grouped:
-            self._check_limits(tx, found, taken)
+            again = [place for place in self._unclaimed_of(tx, found) if place.attempt > 1 or place.front]
+            ever = [version.limits for version in self.queues if version.serial == found.serial]
+            check_running(found, ever, taken, self.places(tx, "running", found.serial), again)
+            self.book.start(tx, found, self.now, taken)
         tx.hold("lanes", found.serial)
         if len(jobs) < batch:
             yield from self._looked_around(tx)
 
-    def _check_limits(self, tx: Transaction, queue: Queue, taken: list[Place]) -> None:
-        """A group has so many jobs running, or waiting for their next attempt, as its limit was at most."""
-        limit = max(version.group_limit for version in self.queues if version.serial == queue.serial)
-        running = self.places(tx, "running", queue.serial)
-        again = [p for state in UNCLAIMED for p in self.places(tx, state, queue.serial) if p.attempt > 1 or p.front]
-        for group in {place.job.group for place in taken}:
-            busy = [place for place in running + again if place.job.group == group]
-            assert len(busy) <= limit, f"claimed {taken} of a group that has {busy}"
-        if taken and queue.running_limit is not None:
-            assert len(running) <= queue.running_limit, f"claimed {taken}, and these are running: {running}"
+    def _unclaimed_of(self, tx: Transaction, queue: Queue) -> list[Place]:
+        return [place for state in UNCLAIMED for place in self.places(tx, state, queue.serial)]
+
+    def _check_limited(self, tx: Transaction, queue: Queue, batch: int, free: list[Place], taken: list[Place]) -> None:
+        """What limits allow is claimed, and groups take their turns, if nobody else does anything meanwhile."""
+        sure = not self.busy_elsewhere(tx)
+        if queue.limits.fair:
+            self.book.take_turns(tx, queue, self.event(), free, taken, sure=sure)
+        if not sure:
+            self.book.disturbed[queue.serial] = self.now
+        elif self.now > self.book.disturbed.get(queue.serial, NEVER_YET) + LOOK_AGAIN:
+            begun = [p for p in self._unclaimed_of(tx, queue) if any(q.state == "running" for q in p.job.places)]
+            busy = self.places(tx, "running", queue.serial) + begun
+            least = self.book.least(tx, queue, self.now, batch, free, busy)
+            assert len(taken) >= least, f"claimed {taken} of {free}, and {least} could run"
 
     def _check_claimed(
         self, tx: Transaction, queue: Queue, jobs: list[Claimed], taken: list[Place], expires_at: datetime
@@ -766,6 +785,22 @@ class Model:
             self._withdraw(tx, place)
         if request:
             self.die(tx, request)
+
+    def cancel_claimed(self, tx: Transaction, id: int | None, lease: int | None, reason: str | None = None) -> Call:
+        """Asks its own job to stop, and stops."""
+        expect = self._settling(tx, [(id, lease)], lost="22004" if id is None or lease is None else "PQ001")
+        asked = id is not None and self._being_asked(tx, id)
+        lost = expect.error is not None
+        yield replace(
+            expect,
+            must_wait=expect.must_wait or (asked and not lost),
+            may_wait=expect.may_wait or (asked and lost),
+        )
+        assert id is not None
+        (place,) = self._effective(tx, [(id, lease)], [id])
+        if not self.request(tx, id):
+            self._ask(tx, id)
+        assert self._stopped(tx, place, reason)
 
     def cancel_many(self, tx: Transaction, name: str, task: str | None = None, running: bool = False) -> Call:
         found = self.queue(tx, name)
@@ -1111,14 +1146,14 @@ class Model:
         found = yield from self._changing(tx, name)
         self._replace(tx, found, validated=validated)
 
-    def set_limits(self, tx: Transaction, name: str, group_limit: int, running_limit: int | None = None) -> Call:
+    def set_limits(self, tx: Transaction, name: str, limits: Limits) -> Call:
         """Nobody claims by the limits until the transaction ends."""
         found = self.queue(tx, name)
         must = found is not None and contested(tx, found)
         may = found is not None and self.held_up(tx, "lanes", found.serial)
         yield Expect(error=None if found else "PQ002", must_wait=must, may_wait=may and not must)
         assert found
-        self._replace(tx, found, group_limit=group_limit, running_limit=running_limit)
+        self._replace(tx, found, limits=limits, dealt=self.event())
         tx.hold("lanes", found.serial)
 
     def purge(self, tx: Transaction, name: str, state: str | None = None) -> Call:
@@ -1214,6 +1249,40 @@ class Model:
         assert count == len(chosen), f"threw {count} away, and not {chosen}"
         for place in chosen:
             self.move(tx, place, "gone")
+
+    def work(self, tx: Transaction, name: str) -> Call:
+        """A whole run of the procedure, while nobody else does anything and there is nothing for pgq.maintain to do.
+
+        Is sent what became of each job: its lease, the worker, and the error if the handler failed.
+        """
+        found = self.queue(tx, name)
+        claimed: dict[int, tuple[int, str, str | None]] = yield Expect(error=None if found else "PQ002")
+        assert found
+        self.carried_at = self.event()
+        ready = [] if found.paused else self.places(tx, "ready", found.serial)
+        assert sorted(claimed) == [place.job.id for place in ready], f"worked on {claimed}, and not on {ready}"
+        again = []
+        for place in ready:
+            number, worker, error = claimed[place.job.id]
+            lease = self.leases.setdefault(number, Lease(number, found.serial, worker))
+            lease.jobs.append(place.job)
+            running = self.move(tx, place, "running", lease=lease, started_at=self.now)
+            fails = handler_fails(place.job.payload)
+            assert fails == (error is not None), f"{place.job} of {place.job.payload}: {error}"
+            if fails:
+                again.append(self._fail(tx, running, error, True))
+            else:
+                self._done(tx, running, {"worked": place.job.payload})
+        yield from self._await_backoff(tx, [place for place in again if place], None)
+        self.promoted_at = self.reaped_at = self.pursued_at = self.now
+
+    def grant(self, tx: Transaction, kind: str) -> Call:
+        """Two who give the same rights at the same time are in each other's way."""
+        yield Expect(must_wait=self.held_up(tx, "grants"))
+        row = Grant(tx, None, kind)
+        self.grants.append(row)
+        tx.log.append(("born", row))
+        tx.hold("grants")
 
     # Waiting workers: not part of a transaction -----------------------------------------------------------------------
 

@@ -13,21 +13,20 @@ from hypothesis import seed as seeded
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests.model.database import Database
-from tests.model.machine import DRIVEN, NOT_DRIVEN, Machine
+from tests.model.machine import DRIVEN, Machine
 from tests.model.world import World
 from tests.sql.support import Connection, column
 
-EXAMPLES = 100
+EXAMPLES = 80
 # An example takes as long as a busy machine lets it, and there is nothing to filter or to remember.
 COMMON = settings(database=None, deadline=None, suppress_health_check=list(HealthCheck))
 
 
-def test_every_public_function_has_a_rule_or_a_reason(db: Connection) -> None:
+def test_every_public_function_has_a_rule(db: Connection) -> None:
     public = column(
         db, "SELECT DISTINCT proname FROM pg_proc WHERE pronamespace = 'pgq'::regnamespace AND proname !~ '^_'"
     )
-    assert sorted(public) == sorted(DRIVEN.keys() | NOT_DRIVEN.keys())
-    assert not DRIVEN.keys() & NOT_DRIVEN.keys()
+    assert sorted(public) == sorted(DRIVEN)
 
 
 def run(database: Database, how: settings, seed: int | None = None) -> Counter[str]:
@@ -50,7 +49,10 @@ def run(database: Database, how: settings, seed: int | None = None) -> Counter[s
 @pytest.mark.timeout(1800)  # to shrink what was found takes its time
 def test_the_queue_does_what_the_model_says(database: Database) -> None:
     called = run(database, settings(COMMON, max_examples=EXAMPLES, stateful_step_count=40, derandomize=True))
-    never = DRIVEN.keys() - called.keys()
+    seed = 0
+    while (never := DRIVEN.keys() - called.keys()) and seed < 10:
+        called += run(database, settings(COMMON, max_examples=10, stateful_step_count=40), seed)
+        seed += 1
     assert never == set()
 
 

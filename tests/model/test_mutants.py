@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.model.database import Database
-from tests.model.mutants import MUTANTS, SCENARIOS, Mutant, Steps, applied
+from tests.model.mutants import MUTANTS, SCENARIOS, Mutant, applied
+from tests.model.scenarios import Steps
 from tests.model.world import World
 
 

@@ -158,9 +158,16 @@ def check_queues(model: Model, viewer: Transaction, rows: list[tuple[Any, ...]])
     """The settings of all queues."""
     queues = [queue for queue in model.queues if visible(viewer, queue)]
     expected = [
-        (q.name, *astuple(q.settings), q.unique_until, q.validated, q.group_limit, q.running_limit) for q in queues
+        (q.name, *astuple(q.settings), q.paused, q.unique_until, q.validated, *astuple(q.limits)) for q in queues
     ]
     assert sorted(rows, key=str) == sorted(expected, key=str), f"{rows}, and not {expected}"
+
+
+def check_grants(model: Model, viewer: Transaction, granted: set[str]) -> None:
+    """What the role of the tests may do: an admin may do everything."""
+    expected = {grant.kind for grant in model.grants if visible(viewer, grant)}
+    expected |= {"producer", "consumer"} if "admin" in expected else set()
+    assert granted == expected, f"granted: {granted}, and not {expected}"
 
 
 def check_schedules(model: Model, viewer: Transaction, rows: list[tuple[str, str, str, str, datetime]]) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import psycopg
 from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
-from tests.model.data import Asked, Call, Expect, Failure, Look, Newest, Place, Request
-from tests.model.database import PATIENCE, Connection, Database
+from tests.model.data import Asked, Call, Expect, Failure, Limits, Look, Newest, Place, Request
+from tests.model.database import PATIENCE, ROLE, Connection, Database
+from tests.model.lists import Activity, LiveJob, check_activity, check_failures, check_jobs, check_workers
 from tests.model.model import UNCLAIMED, Model, Pair, with_result
 from tests.model.transactions import NEVER, OUTSIDE, Transaction, visible
 from tests.model.views import (
@@ -25,6 +28,7 @@ from tests.model.views import (
     check_batch,
     check_dead,
     check_doctor,
+    check_grants,
     check_queues,
     check_requests,
     check_schedules,
@@ -42,10 +46,11 @@ REFUSED_AFTER = "40ms"
 
 TICK = timedelta(milliseconds=1)
 SETTINGS = """
-    SELECT name, lease, max_attempts, backoff, backoff_max, retention, shards, notify, unique_until,
-        validator IS NOT NULL, group_limit, running_limit
-    FROM pgq.queue
+    SELECT queue, lease, max_attempts, backoff, backoff_max, retention, shards, notify, paused, unique_until,
+        validator IS NOT NULL, group_limit, running_limit, rate, rate_period, group_rate, group_period, fair, keep_place
+    FROM pgq.queues()
 """
+VERSION = re.search(r"default_version = '(.+)'", Path("pgqueue.control").read_text())
 LEFT = "SELECT id FROM pgq.parked UNION ALL SELECT job_id FROM pgq.permit WHERE state <> 'ended'"
 SCHEDULES = "SELECT name, queue, cron, catch_up, next_at FROM pgq.schedule"
 WAITED = "55P03"
@@ -103,6 +108,7 @@ class World:
         function: str,
         *values: Any,
         read: Callable[[list[Any]], Any] = lambda rows: rows[0][0],
+        query: str | None = None,
         **named: Any,
     ) -> Any:
         """Call a function in a session and in the model. Returns what came back, or Refused."""
@@ -119,7 +125,7 @@ class World:
         arguments = [repr(value) for value in values] + [f"{name} => {value!r}" for name, value in given.items()]
         step = f"{'session' if session.tx else 'autocommit'} {who}: {function}({', '.join(arguments)})"
         slots = ["%s"] * len(values) + [f"{name} => %s" for name in given]
-        query = f"SELECT * FROM pgq.{function}({', '.join(slots)})"
+        query = query or f"SELECT * FROM pgq.{function}({', '.join(slots)})"
         value = self._execute(session, expect, query, [*values, *given.values()])
         self.note(f"{step} -> {value.sqlstate if isinstance(value, Refused) else value}")
         if isinstance(value, Refused):
@@ -224,6 +230,23 @@ class World:
             **_adapted(named),
         )
         return [] if isinstance(value, Refused) else list(value)
+
+    def change_rows(self, who: int, count: int) -> Any:
+        """Rows are inserted into a table whose trigger enqueues them: one by enqueue_row, several by enqueue_rows."""
+        rows = self._next_payloads(count)
+        numbers = [row["n"] for row in rows]
+        table = "one" if count == 1 else "many"
+        change = {"op": "INSERT", "schema": "test_clock", "table": table, "old": None}
+        payloads = [{**change, "new": row} for row in rows]
+        function = "enqueue_row" if count == 1 else "enqueue_rows"
+        return self.run(
+            who,
+            lambda tx: self.model.enqueue_many(tx, "line", payloads, task="changed"),
+            function,
+            numbers[0] if count == 1 else numbers,
+            read=_column,
+            query=f"SELECT test_clock.{function}(%s)",
+        )
 
     def enqueue_after(self, who: int, after: Sequence[int], queue: str, count: int, **named: Any) -> Any:
         """Several with pgq.enqueue_many_after; one with pgq.enqueue_after, or with pgq.batch if it runs anyway."""
@@ -388,6 +411,11 @@ class World:
             read=_column,
         )
 
+    def cancel_claimed(self, who: int, pair: Pair, reason: str | None = None) -> Any:
+        return self.run(
+            who, lambda tx: self.model.cancel_claimed(tx, *pair, reason), "cancel_claimed", *pair, reason=reason
+        )
+
     def reschedule(self, who: int, id: int, run_at: datetime) -> Any:
         return self.run(who, lambda tx: self.model.reschedule(tx, id, run_at), "reschedule", id, run_at)
 
@@ -444,15 +472,11 @@ class World:
         validator = "test_clock.valid(jsonb)" if validated else None
         return self.run(who, lambda tx: self.model.set_validator(tx, name, validated), "set_validator", name, validator)
 
-    def set_limits(self, who: int, name: str, group_limit: int, running_limit: int | None) -> Any:
-        return self.run(
-            who,
-            lambda tx: self.model.set_limits(tx, name, group_limit, running_limit),
-            "set_limits",
-            name,
-            group_limit,
-            running_limit,
-        )
+    def set_limits(self, who: int, name: str, limits: Limits) -> Any:
+        return self.run(who, lambda tx: self.model.set_limits(tx, name, limits), "set_limits", name, *astuple(limits))
+
+    def grant(self, who: int, kind: str) -> Any:
+        return self.run(who, lambda tx: self.model.grant(tx, kind), f"grant_{kind}", ROLE)
 
     def try_exclusive(self, who: int, name: str) -> Any:
         return self.run(who, lambda tx: self.model.try_exclusive(tx, name), "try_exclusive", name)
@@ -639,6 +663,42 @@ class World:
         self.called[function] = self.called.get(function, 0) + 1
         with_result(call, value[0][0])
 
+    # Procedures -------------------------------------------------------------------------------------------------------
+
+    def work(self, who: int, name: str, batch: int) -> None:
+        """A session works on all that a queue has ready. There must be nothing that maintenance would do."""
+        session = self.sessions[who]
+        assert not session.tx
+        self.run(
+            who,
+            lambda tx: self.model.work(tx, name),
+            "work",
+            name,
+            read=lambda rows: self._worked(session.connection, name),
+            query=f"CALL pgq.work(%s, 'test_clock.handle', batch => {batch})",
+        )
+
+    def _worked(self, connection: Connection, name: str) -> dict[int, tuple[int, str, str | None]]:
+        """What became of the jobs that were worked on at this moment."""
+        ids = [job.id for job in self.model.jobs.values() if job.queue_name == name]
+        query = """
+            SELECT i, a.lease, a.worker, a.error FROM unnest(%s::bigint[]) i, pgq.attempts(i) a
+            WHERE a.finished_at = pgq._now() AND a.worker ~ '^pgq.work '
+        """
+        return {row[0]: row[1:] for row in connection.execute(query, [ids])}
+
+    def wait(self, who: int, id: int) -> None:
+        """Without patience. That job_status knows the right answer is seen elsewhere."""
+        session = self.sessions[who]
+        if session.tx:
+            self.refuses(who, "CALL pgq.wait(%s)", [id], "2D000")
+            return
+        self._note("wait")
+        (row,) = session.connection.execute("CALL pgq.wait(%s, '0')", [id]).fetchall()
+        state = self._statuses(self.database.observer, [id]).get(id)
+        check_status(self.model, OUTSIDE, id, state)
+        assert row == ((state.state, state.result, state.error) if state else ("not found", None, None)), (row, state)
+
     # Looking ----------------------------------------------------------------------------------------------------------
 
     def check(self, *, full: bool = False) -> None:
@@ -660,7 +720,9 @@ class World:
             self._check_statuses(viewer, connection)
             check_requests(self.model, viewer, self._asked(connection))
             check_schedules(self.model, viewer, connection.execute(SCHEDULES).fetchall())
+            self._note("queues")
             check_queues(self.model, viewer, connection.execute(SETTINGS).fetchall())
+            check_grants(self.model, viewer, self.database.granted(connection))
             check_dead(self.model, viewer, self._dead_letters(viewer, connection))
             for place in self.model.places(viewer, "running"):
                 self._check_running(viewer, connection, place)
@@ -723,6 +785,26 @@ class World:
             if place and place.state != "gone" and self.model.queue_of(viewer, place.job.queue):
                 self._check_attempts(viewer, session.connection, place)
 
+    def look(self, who: int) -> None:
+        """The lists and the doctor: all that a person looks at."""
+        session = self.sessions[who]
+        viewer, connection = session.tx or OUTSIDE, session.connection
+        if self.model.held_up(viewer, "truncated") or self.model.turning(viewer) or viewer.snapshot is not None:
+            return
+        self._note("doctor", "jobs", "workers", "activity", "failures", "version")
+        check_doctor(self.model, viewer, connection.execute("SELECT * FROM pgq.doctor()").fetchall())
+        for name in sorted(self.names):
+            if queue := self.model.queue(viewer, name):
+                with connection.cursor(row_factory=class_row(LiveJob)) as cursor:
+                    jobs = cursor.execute("SELECT * FROM pgq.jobs(%s, n => 1000)", [name]).fetchall()
+                check_jobs(self.model, viewer, queue, jobs)
+        check_workers(self.model, viewer, connection.execute("SELECT * FROM pgq.workers()").fetchall())
+        with connection.cursor(row_factory=class_row(Activity)) as cursor:
+            check_activity(self.model, viewer, cursor.execute("SELECT * FROM pgq.activity()").fetchall())
+        check_failures(self.model, viewer, connection.execute("SELECT * FROM pgq.failures(1000)").fetchall())
+        assert VERSION
+        assert one(connection, "SELECT pgq.version()") == VERSION[1]
+
     def exclusive_holder(self, who: int, name: str) -> None:
         """A session, or a prepared transaction, which has none."""
         self._note("exclusive_holder")
@@ -730,14 +812,6 @@ class World:
         expected = [pids.get(id(tx)) for tx in self.model.open if tx.holds(f"exclusive {name}")]
         holders = column(self.sessions[who].connection, "SELECT pid FROM pgq.exclusive_holder(%s)", name)
         assert holders == expected, f"exclusive as {name} is {holders}, and not {expected}"
-
-    def doctor(self, who: int) -> None:
-        session = self.sessions[who]
-        viewer = session.tx or OUTSIDE
-        if self.model.held_up(viewer, "truncated") or viewer.snapshot is not None:
-            return
-        self.called["doctor"] = self.called.get("doctor", 0) + 1
-        check_doctor(self.model, viewer, session.connection.execute("SELECT * FROM pgq.doctor()").fetchall())
 
     def refuses(self, who: int, query: str, values: Sequence[Any], sqlstate: str) -> None:
         """A call that is wrong in itself changes nothing."""
@@ -759,7 +833,7 @@ class World:
         for name in list(self.model.prepared):
             self.finish_prepared(name, commit=True)
         self.check(full=True)
-        self.doctor(0)
+        self.look(0)
         self.attempts(0)
         self._drain()
         self._retire()
@@ -778,7 +852,7 @@ class World:
             self.resume(0, name)
         for name in [schedule.name for schedule in self.model.schedules if visible(OUTSIDE, schedule)]:
             self.unschedule(0, name)
-        for _ in range(10):
+        for _ in range(10 + len(self._unfinished())):  # a rate lets one start at a time
             self.advance(timedelta(hours=3))
             self.maintain(0)
             for name in self._names():

@@ -1,0 +1,129 @@
+"""Instructions per job of two install scripts, which do not wobble: `python -m tests.bench.instructions --help`.
+
+A server in single-user mode runs under valgrind's callgrind, once with few calls and once with more: what the second
+run takes in addition, per call, is the price of a call. No client, no commit that waits for a disk, no chance.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+import psycopg
+from rich.console import Console
+from rich.table import Table
+
+from tests.cluster import Cluster, find_binaries
+
+from .server import PGQ_SQL, ROOT
+from .systems import PAYLOAD
+
+RELEASED = ROOT / "sql" / "upgrade" / "release"
+FEW, MANY = 100, 300
+
+# What a call does, the statement, and the jobs that it is about.
+CALLS: list[tuple[str, str, int]] = [
+    ("enqueue", f"SELECT pgq.enqueue('q', '{PAYLOAD}')", 1),
+    (
+        "enqueue_many, 100 jobs",
+        f"SELECT count(*) FROM pgq.enqueue_many('q', array_fill('{PAYLOAD}'::jsonb, ARRAY[100]))",
+        100,
+    ),
+    ("claim", "SELECT * FROM pgq.claim('q')", 1),
+    ("claim and ack", "SELECT pgq.ack(c.id, c.lease) FROM pgq.claim('q') c", 1),
+    (
+        "claim and ack_many, 100 jobs",
+        "SELECT count(*) FROM (SELECT array_agg(id) AS ids, array_agg(lease) AS leases FROM pgq.claim('q', 100)) c,"
+        " pgq.ack_many(c.ids, c.leases)",
+        100,
+    ),
+]
+
+
+@contextmanager
+def installed(bin_dir: Path, script: Path) -> Iterator[Cluster]:
+    """A server that is down, whose database has a queue with enough ready jobs."""
+    with tempfile.TemporaryDirectory(prefix="pgqueue-instructions-") as folder:
+        cluster = Cluster.create(Path(folder), bin=bin_dir, conf={"autovacuum": "off", "jit": "off"})
+        try:
+            cluster.psql("-f", str(script))
+            with psycopg.connect(cluster.dsn(), autocommit=True) as db:
+                db.execute("SELECT pgq.create_queue('q')")
+                for _ in range(MANY // 10 + 1):
+                    db.execute(
+                        "SELECT count(*) FROM pgq.enqueue_many('q', array_fill(%s::jsonb, ARRAY[1000]))", [PAYLOAD]
+                    )
+                db.execute("SELECT pgq.maintain()")
+            cluster.stop()
+            yield cluster
+        finally:
+            cluster.stop("immediate")
+
+
+def count(cluster: Cluster, statement: str, calls: int) -> int:
+    """Instructions of a server that starts, makes so many calls, and ends. The data are those of before, each time."""
+    owner = cluster.data.stat()
+    with tempfile.TemporaryDirectory(prefix="pgqueue-instructions-") as folder:
+        data, out = Path(folder) / "data", Path(folder) / "callgrind"
+        shutil.copytree(cluster.data, data, ignore=shutil.ignore_patterns("postmaster.*"))
+        if as_root := os.geteuid() == 0:
+            for path in (Path(folder), data, *data.rglob("*")):
+                os.chown(path, owner.st_uid, owner.st_gid)
+        tool = ["setarch", "-R", "valgrind", "--tool=callgrind", f"--callgrind-out-file={out}"]
+        done = subprocess.run(
+            [*tool, str(cluster.bin / "postgres"), "--single", "-D", str(data), "postgres"],
+            input="SELECT setseed(0.5)\n" + f"{statement}\n" * calls,
+            check=False,
+            capture_output=True,
+            text=True,
+            cwd=folder,
+            user=owner.st_uid if as_root else None,
+            group=owner.st_gid if as_root else None,
+        )
+        found = re.search(r"Collected : (\d+)", done.stderr)
+        if done.returncode or not found or "ERROR" in done.stderr:
+            raise click.ClickException(f"valgrind failed:\n{done.stderr[-2000:]}")
+        return int(found[1])
+
+
+def measure(bin_dir: Path, script: Path) -> list[float]:
+    """Instructions per job, for each kind of call."""
+    with installed(bin_dir, script) as cluster:
+        return [
+            (count(cluster, statement, MANY) - count(cluster, statement, FEW)) / (MANY - FEW) / jobs
+            for _, statement, jobs in CALLS
+        ]
+
+
+@click.command()
+@click.option("--pg", default="16", show_default=True, help="16, 18, or a directory of binaries.")
+@click.option(
+    "--sql", "ours", type=click.Path(exists=True, path_type=Path), default=PGQ_SQL, help="The script to measure."
+)
+@click.option(
+    "--against",
+    type=click.Path(exists=True, path_type=Path),
+    default=RELEASED / "0.1.0" / "pgqueue.sql",
+    help="The script to compare it with.",
+)
+def main(pg: str, ours: Path, against: Path) -> None:
+    """Compare the instructions per job of two install scripts. Needs valgrind; takes some minutes."""
+    if not shutil.which("valgrind"):
+        raise click.ClickException("valgrind is not installed; on Debian and Ubuntu: apt-get install valgrind")
+    bin_dir = find_binaries(pg)
+    before, after = measure(bin_dir, against), measure(bin_dir, ours)
+    table = Table("instructions per job", "before", "after", "change")
+    for (name, _, _), old, new in zip(CALLS, before, after, strict=True):
+        table.add_row(name, f"{old:,.0f}", f"{new:,.0f}", f"{new / old - 1:+.1%}")
+    Console(width=100).print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -23,6 +23,7 @@ QUICK = {
     "deep_jobs": 1_000_000,
     "life_jobs": 100_000,
     "wakes": 100,
+    "drain_jobs": 100_000,
 }
 
 

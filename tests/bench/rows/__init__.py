@@ -20,6 +20,7 @@ class Bench:
     deep_jobs: int = 10_000_000
     life_jobs: int = 500_000
     wakes: int = 500
+    drain_jobs: int = 300_000
 
 
 Measurement = Callable[[Bench], Iterator[Row]]
@@ -27,7 +28,7 @@ Measurement = Callable[[Bench], Iterator[Row]]
 
 def measurements() -> dict[str, Measurement]:
     """All of them by the name that --only takes, in the order of the report."""
-    from . import claims, depth, enqueue, latency, life, pinned, wakeups
+    from . import claims, depth, drain, enqueue, latency, life, pinned, wakeups
 
     return {
         "enqueue-1": enqueue.single,
@@ -42,4 +43,5 @@ def measurements() -> dict[str, Measurement]:
         "depth": depth.depth,
         "latency": latency.latency,
         "round-trip": latency.round_trip,
+        "drain": drain.drain,
     }

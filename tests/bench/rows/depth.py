@@ -1,7 +1,8 @@
-"""What a claim costs when ten million jobs are waiting, against ten thousand."""
+"""What a claim, and a look at the queue, costs when ten million jobs are waiting, against ten thousand."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from statistics import median
 
@@ -12,6 +13,7 @@ from ..systems import Queue
 from . import Bench
 
 SHALLOW = 10_000
+LOOKS = ("activity()", "jobs('bench')", "workers()", "failures()", "queues()", "stats()")
 CLAIMS = 4_000  # in one turn, so that the shallow queue keeps more than half of its jobs
 
 
@@ -52,3 +54,25 @@ def depth(bench: Bench) -> Iterator[Row]:
                 wanted=wanted,
                 raw=result.raw() | {f"p50_{k}": median(v) for k, v in medians.items()},
             )
+        for look in LOOKS:
+            slow, fast = (_milliseconds(queue, look) for queue in (deep, shallow))
+            yield Row(
+                name=f"  pgq.{look} there",
+                unit="ms",
+                pgq=median(slow),
+                against=f"the same at {SHALLOW:,}",
+                other=median(fast),
+                ratio=median(slow) / median(fast),
+                raw={"deep": slow, "shallow": fast},
+            )
+
+
+def _milliseconds(queue: Queue, look: str) -> list[float]:
+    """How long five looks take, after a first one."""
+    times = []
+    with queue.database.connect() as db:
+        for _ in range(6):
+            began = time.perf_counter()
+            db.execute(f"SELECT count(*) FROM pgq.{look}".encode())
+            times.append((time.perf_counter() - began) * 1000)
+    return times[1:]

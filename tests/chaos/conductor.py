@@ -150,6 +150,8 @@ class Round:
                 if performer.stopped_itself():
                     self._goes_on(performer)
                 if not performer.alive:
+                    if failure := performer.failure:
+                        self.result.violations.append(Violation(Kind.ERROR, failure))
                     self._start(performer)
             time.sleep(TICK)
 

@@ -32,6 +32,10 @@ class Performer(Protocol):
 
     @property
     def alive(self) -> bool: ...
+    @property
+    def failure(self) -> str | None:
+        """How it has ended by itself, which it never should; None: it has not."""
+
     def start(self, dsn: str, folder: Path, seed: str) -> None: ...
     def order(self, what: str, where: str) -> None:
         """Let it be killed or stopped at a boundary, or at once if that is `any`."""
@@ -93,6 +97,11 @@ class Actor(_Signalled):
     def alive(self) -> bool:
         return self._process is not None and self._process.is_alive()
 
+    @property
+    def failure(self) -> str | None:
+        code = self._process.exitcode if self._process is not None else None
+        return f"{self.name} has ended with exit code {code}, see above" if code and code > 0 else None
+
     def start(self, dsn: str, folder: Path, seed: str) -> None:
         self._incarnation += 1
         self.stopped = False
@@ -145,6 +154,7 @@ class RealWorker(_Signalled):
         self.name = name
         self._incarnation = 0
         self._process: subprocess.Popen[bytes] | None = None
+        self._log: Path | None = None
 
     @property
     def pid(self) -> int | None:
@@ -154,6 +164,13 @@ class RealWorker(_Signalled):
     def alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def failure(self) -> str | None:
+        code = self._process.poll() if self._process is not None else None
+        if self._log is None or code is None or code < 0:
+            return None
+        return f"{self.name} has ended with exit code {code}:\n{self._log.read_text()[-2000:]}"
+
     def start(self, dsn: str, folder: Path, seed: str) -> None:
         self._incarnation += 1
         self.stopped = False
@@ -162,7 +179,8 @@ class RealWorker(_Signalled):
         command += ["--concurrency", str(dice.choice([1, 4, 20])), "--name", f"{self.name}.{self._incarnation}"]
         command += ["--dsn", make_conninfo(dsn, application_name=self.name)]
         client = f"{self.name}.{self._incarnation}"
-        with (folder / f"{client}.log").open("wb") as log:
+        self._log = folder / f"{client}.log"
+        with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", "from pgqueue.cli import worker; worker()", *command],
                 cwd=ROOT,

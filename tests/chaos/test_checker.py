@@ -935,6 +935,32 @@ def a_job_runs_although_the_one_it_waits_for_is_dead(wrong: bool) -> Script:
     return script
 
 
+@twins(Kind.AFTER)
+def a_job_runs_before_the_last_attempt_of_the_one_it_waits_for(wrong: bool) -> Script:
+    """Legal if nobody was told of that attempt, and its lease has run out."""
+    script = Script(shards=4)
+    script.enqueue(1, max_attempts=2)
+    script.enqueue(2, after=[1], on_dead="run")
+    first = script.claim(1, max_attempts=2)
+    script.reject(1, first, retry_in="1 second")
+    script.archived(1, first, "retry")
+    script.wait(60)
+    if not wrong:
+        last = script.claim(1, attempt=2, max_attempts=2, lost=True)
+        script.wait(60)
+        script.archived(1, last, "expired", attempt=2)
+        script.buried(1, attempt=2)
+    more: dict[str, Any] = {"headers": {"after": {"done": 0, "failed": 1}}}
+    lease = script.claim(2, **more)
+    script.ack(2, lease)
+    script.archived(2, lease, **more)
+    if wrong:
+        last = script.claim(1, attempt=2, max_attempts=2)
+        script.ack(1, last)
+        script.archived(1, last, attempt=2)
+    return script
+
+
 @twins(Kind.EARLY_DEATH)
 def a_job_dies_although_the_one_it_waits_for_is_done(wrong: bool) -> Script:
     script = Script(shards=4)

@@ -44,4 +44,8 @@ def _may_have_ended(index: Index, job: Job, anyway: bool) -> int:
         times += [handout.by.began for handout in job.handouts if handout.attempt >= handout.max_attempts]
         if any(dead.attempt == 0 for dead in job.dead):  # it waited itself
             times.append(job.by.began)
+        # A claim that was not answered may have been its last attempt, whose lease then ran out.
+        seen = {handout.attempt: handout.by.began for handout in job.handouts}
+        if any(dead.attempt not in seen for dead in job.dead):
+            times.append(max(seen.values(), default=job.by.began))
     return min(times, default=NEVER)

@@ -154,7 +154,7 @@ class Client:
 
     def pause(self, mean: float) -> None:
         """Wait for about so many seconds, by the pace."""
-        if self.me.pace:
+        if mean and self.me.pace:
             time.sleep(min(self.dice.expovariate(1 / mean), mean * 5) * self.me.pace)
 
     def choose(self, *ways: tuple[int, Callable[[], Any]]) -> Any:

@@ -197,12 +197,12 @@ END;
 $$;
 COMMENT ON FUNCTION pgq._check_payloads(jsonb[], text[]) IS 'Raises 22004 or 22023';
 
-CREATE FUNCTION pgq._new_lane(queue pgq.queue, priority int, job bigint, group_key text) RETURNS bigint
+CREATE FUNCTION pgq._new_lane(queue_id int, shards int, priority int, job bigint, group_key text) RETURNS bigint
     LANGUAGE sql IMMUTABLE
 AS $$
-    SELECT pgq._lane(queue.id, priority, CASE WHEN group_key IS NULL THEN (job % queue.shards)::int + 1 ELSE 97 END)
+    SELECT pgq._lane(queue_id, priority, CASE WHEN group_key IS NULL THEN (job % shards)::int + 1 ELSE 97 END)
 $$;
-COMMENT ON FUNCTION pgq._new_lane(pgq.queue, int, bigint, text) IS 'The lane that a job joins: a shard, or the gate''s if it has a group';
+COMMENT ON FUNCTION pgq._new_lane(int, int, int, bigint, text) IS 'The lane that a job joins: a shard, or the gate''s if it has a group';
 
 -- Puts new jobs with these ids where they belong: into the open segment, or to the scheduled ones.
 CREATE FUNCTION pgq._add_jobs(
@@ -236,7 +236,7 @@ BEGIN
     END IF;
     IF run_at > pgq._now() THEN
         INSERT INTO pgq.scheduled (run_at, id, lane, enqueued_at, attempt, max_attempts, task, payload, headers, group_key)
-        SELECT _add_jobs.run_at, u.id, pgq._new_lane(v_queue, _add_jobs.priority, u.id, u.group_key),
+        SELECT _add_jobs.run_at, u.id, pgq._new_lane(v_queue.id, v_queue.shards, _add_jobs.priority, u.id, u.group_key),
             pgq._now(), 1, _add_jobs.max_attempts, _add_jobs.task, u.payload, _add_jobs.headers, u.group_key
         FROM unnest(ids, payloads, group_keys) u (id, payload, group_key);
         RETURN;
@@ -248,7 +248,7 @@ BEGIN
         PERFORM pgq._add_line(pgq._lane(v_queue.id, priority, 97));
     END IF;
     INSERT INTO pgq.job (lane, xid, id, enqueued_at, slot, attempt, max_attempts, task, payload, headers, group_key)
-    SELECT pgq._new_lane(v_queue, _add_jobs.priority, u.id, u.group_key), pg_current_xact_id(), u.id,
+    SELECT pgq._new_lane(v_queue.id, v_queue.shards, _add_jobs.priority, u.id, u.group_key), pg_current_xact_id(), u.id,
         pgq._now(), v_slot, 1, _add_jobs.max_attempts, _add_jobs.task, u.payload, _add_jobs.headers, u.group_key
     FROM unnest(ids, payloads, group_keys) u (id, payload, group_key);
     PERFORM pgq._wake(v_queue.id, queue);

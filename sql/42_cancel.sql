@@ -485,12 +485,12 @@ BEGIN
             END IF;
             INSERT INTO pgq.job AS j (lane, xid, id, enqueued_at, slot, attempt, max_attempts, task, payload, headers, history,
                 group_key)
-            SELECT pgq._new_lane(v_queue, set_priority.priority, w.id, w.group_key), pg_current_xact_id(), w.id,
+            SELECT pgq._new_lane(v_queue.id, v_queue.shards, set_priority.priority, w.id, w.group_key), pg_current_xact_id(), w.id,
                 w.enqueued_at, v_slot, w.attempt, w.max_attempts, w.task, w.payload, w.headers, w.history, w.group_key
             FROM pgq._withdraw_waiting(set_priority.id) w
             RETURNING j.lane INTO v_lane;
         ELSE
-            UPDATE pgq.scheduled s SET lane = pgq._new_lane(v_queue, set_priority.priority, s.id, s.group_key)
+            UPDATE pgq.scheduled s SET lane = pgq._new_lane(v_queue.id, v_queue.shards, set_priority.priority, s.id, s.group_key)
             WHERE s.id = set_priority.id
             RETURNING s.lane INTO v_lane;
         END IF;

@@ -489,7 +489,7 @@ BEGIN
     END IF;
     IF run_at > pgq._now() THEN
         INSERT INTO pgq.scheduled (run_at, id, lane, enqueued_at, attempt, max_attempts, task, payload, headers, group_key)
-        SELECT _add_jobs.run_at, u.id, pgq._new_lane(v_queue, _add_jobs.priority, u.id, u.group_key),
+        SELECT _add_jobs.run_at, u.id, pgq._new_lane(v_queue.id, v_queue.shards, _add_jobs.priority, u.id, u.group_key),
             pgq._now(), 1, _add_jobs.max_attempts, _add_jobs.task, u.payload, _add_jobs.headers, u.group_key
         FROM unnest(ids, payloads, group_keys) u (id, payload, group_key);
         RETURN;
@@ -501,7 +501,7 @@ BEGIN
         PERFORM pgq._add_line(pgq._lane(v_queue.id, priority, 97));
     END IF;
     INSERT INTO pgq.job (lane, xid, id, enqueued_at, slot, attempt, max_attempts, task, payload, headers, group_key)
-    SELECT pgq._new_lane(v_queue, _add_jobs.priority, u.id, u.group_key), pg_current_xact_id(), u.id,
+    SELECT pgq._new_lane(v_queue.id, v_queue.shards, _add_jobs.priority, u.id, u.group_key), pg_current_xact_id(), u.id,
         pgq._now(), v_slot, 1, _add_jobs.max_attempts, _add_jobs.task, u.payload, _add_jobs.headers, u.group_key
     FROM unnest(ids, payloads, group_keys) u (id, payload, group_key);
     PERFORM pgq._wake(v_queue.id, queue);
@@ -550,12 +550,12 @@ END;
 $$;
 COMMENT ON FUNCTION pgq._add_line(bigint) IS 'Makes sure that claims look at the line of a lane, and through the gate if it is one of the gate''s';
 
-CREATE FUNCTION pgq._new_lane(queue pgq.queue, priority int, job bigint, group_key text) RETURNS bigint
+CREATE FUNCTION pgq._new_lane(queue_id int, shards int, priority int, job bigint, group_key text) RETURNS bigint
     LANGUAGE sql IMMUTABLE
 AS $$
-    SELECT pgq._lane(queue.id, priority, CASE WHEN group_key IS NULL THEN (job % queue.shards)::int + 1 ELSE 97 END)
+    SELECT pgq._lane(queue_id, priority, CASE WHEN group_key IS NULL THEN (job % shards)::int + 1 ELSE 97 END)
 $$;
-COMMENT ON FUNCTION pgq._new_lane(pgq.queue, int, bigint, text) IS 'The lane that a job joins: a shard, or the gate''s if it has a group';
+COMMENT ON FUNCTION pgq._new_lane(int, int, int, bigint, text) IS 'The lane that a job joins: a shard, or the gate''s if it has a group';
 
 -- enqueue, enqueue_many, and the wake-up of idle workers.
 -- Tables: reads queue, line, epoch; appends to job, or to scheduled if it is for later or waits for others (46_after);
@@ -1916,12 +1916,12 @@ BEGIN
             END IF;
             INSERT INTO pgq.job AS j (lane, xid, id, enqueued_at, slot, attempt, max_attempts, task, payload, headers, history,
                 group_key)
-            SELECT pgq._new_lane(v_queue, set_priority.priority, w.id, w.group_key), pg_current_xact_id(), w.id,
+            SELECT pgq._new_lane(v_queue.id, v_queue.shards, set_priority.priority, w.id, w.group_key), pg_current_xact_id(), w.id,
                 w.enqueued_at, v_slot, w.attempt, w.max_attempts, w.task, w.payload, w.headers, w.history, w.group_key
             FROM pgq._withdraw_waiting(set_priority.id) w
             RETURNING j.lane INTO v_lane;
         ELSE
-            UPDATE pgq.scheduled s SET lane = pgq._new_lane(v_queue, set_priority.priority, s.id, s.group_key)
+            UPDATE pgq.scheduled s SET lane = pgq._new_lane(v_queue.id, v_queue.shards, set_priority.priority, s.id, s.group_key)
             WHERE s.id = set_priority.id
             RETURNING s.lane INTO v_lane;
         END IF;
@@ -6259,7 +6259,7 @@ REVOKE ALL ON FUNCTION
     pgq._pick_of(pgq.queue, text, int, int), pgq._pick(pgq.queue, int, int),
     pgq._admit(pgq.queue, pgq.parked[], timestamptz, text), pgq._claim_limited(int, int, timestamptz, text),
     pgq._limited_until(pgq.queue), pgq._tidy_limits(), pgq._front(bigint), pgq._line(bigint), pgq._gate_key(int),
-    pgq._new_lane(pgq.queue, int, bigint, text), pgq._clear_parked(int), pgq._attempts(int, bigint[], bigint[]),
+    pgq._new_lane(int, int, int, bigint, text), pgq._clear_parked(int), pgq._attempts(int, bigint[], bigint[]),
     pgq._count(int, boolean),
     pgq._check_payloads(jsonb[], text[]),
     pgq._add_jobs(bigint[], text, jsonb[], text, int, timestamptz, int, text[], jsonb, bigint[], text),

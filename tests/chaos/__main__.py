@@ -87,7 +87,14 @@ def main(
         for number, events in enumerate(plans):
             began = time.monotonic()
             round_ = Round(server, f"r{number}", history, f"{seed} {number}", events, faults, pace)
-            result = round_.play(seconds)
+            try:
+                result = round_.play(seconds)
+            except KeyboardInterrupt:
+                if not number:
+                    raise
+                click.echo("ended early; what follows is of the rounds before")
+                minutes = number * seconds / 60
+                break
             total.add(result)
             _report(f"round {number} ({time.monotonic() - began:.0f} s)", result)
             if result.violations:

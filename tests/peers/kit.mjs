@@ -10,7 +10,7 @@ export const OPTIONS = JSON.parse(process.env.PEER_OPTIONS ?? '{}')
 const TEXT = 'somebody@example.org, welcome, ' + 'x'.repeat(30)
 const TICK_MS = 20
 const MOST_AT_ONCE = 1000
-const REPORT_EVERY_MS = 100
+const REPORT_EVERY_MS = 50
 
 export const now = () => performance.timeOrigin + performance.now()
 const tell = (figures) => process.stdout.write(JSON.stringify(figures) + '\n')
@@ -31,8 +31,8 @@ export class Tally {
     this.#runs++
   }
 
-  async rest () {
-    if (OPTIONS.nap) await sleep(OPTIONS.nap * 1000)
+  rest () {
+    if (OPTIONS.nap) return sleep(OPTIONS.nap * 1000)
   }
 
   #report () {

@@ -22,7 +22,7 @@ OPTIONS: dict[str, Any] = json.loads(os.environ.get("PEER_OPTIONS", "{}"))
 TEXT = "somebody@example.org, welcome, " + "x" * 30
 TICK = 0.02  # seconds between two sendings of a paced producer
 MOST_AT_ONCE = 1000
-REPORT_EVERY = 0.1
+REPORT_EVERY = 0.05
 
 Payload = dict[str, Any]
 

@@ -117,9 +117,9 @@ class Program:
 
     def kill(self) -> None:
         """End it as a crash would, with all its processes."""
-        with contextlib.suppress(ProcessLookupError):
+        if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+            self._process.wait()
 
     def stop(self, grace: float = 5) -> None:
         """Ask it to end; what has not ended then is killed. How a system shuts down is not measured."""

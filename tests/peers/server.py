@@ -40,12 +40,6 @@ class Database:
     def connect(self) -> Connection:
         return psycopg.connect(self.server.cluster.dsn(self.name), autocommit=True, application_name="harness")
 
-    def value(self, query: sql.SQL | sql.Composed, *parameters: object) -> Any:
-        with self.connect() as db:
-            row = db.execute(query, parameters or None).fetchone()
-        assert row is not None
-        return row[0]
-
     def run(self, *statements: sql.SQL | sql.Composed) -> None:
         with self.connect() as db:
             for statement in statements:

@@ -10,12 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from psycopg import sql
-
 from . import environment
 from .environment import ROOT
 from .program import Program, stopping
-from .server import Database
+from .server import Connection, Database
 
 if TYPE_CHECKING:
     from typing_extensions import LiteralString
@@ -82,7 +80,14 @@ class System:
 
     def count(self, database: Database) -> int:
         """Jobs that are due and not durably done."""
-        return int(database.value(sql.SQL(self.unfinished)))
+        with database.connect() as db:
+            return self.left(db)
+
+    def left(self, db: Connection) -> int:
+        """The same over an open connection."""
+        row = db.execute(self.unfinished).fetchone()
+        assert row is not None
+        return int(row[0])
 
     def tidy(self, database: Database) -> None:
         """Do what it has put off, if there is such a thing."""

@@ -113,8 +113,9 @@ def load(system: System, database: Database, jobs: int, **options: Any) -> None:
 def wait_done(system: System, database: Database, patience: float) -> float:
     """Wait until the database says that no job is left, and return when that was; raises TimeoutError."""
     deadline = time.monotonic() + patience
-    while system.count(database):
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"after {patience:g} s {system.count(database)} jobs are not done")
-        time.sleep(0.01)
+    with database.connect() as db:
+        while left := system.left(db):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"after {patience:g} s {left} jobs are not done")
+            time.sleep(0.01)
     return time.time()

@@ -1,0 +1,56 @@
+"""absurd's program."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from absurd_sdk import AsyncAbsurd
+from psycopg import AsyncConnection
+
+from tests.peers import kit
+
+QUEUE = "peers"
+
+
+class Producer:
+    """It has no call for many; what it has is to use a connection whose transaction the caller ends."""
+
+    def __init__(self, connection: AsyncConnection[Any]) -> None:
+        self._connection = connection
+        self._app = AsyncAbsurd(connection, queue_name=QUEUE)
+
+    async def one(self, payload: kit.Payload) -> None:
+        await self._app.spawn("noop", payload, queue=QUEUE)
+
+    async def many(self, payloads: Sequence[kit.Payload], delay: float) -> None:
+        async with self._connection.transaction():
+            for payload in payloads:
+                await self._app.spawn("noop", payload, queue=QUEUE)
+
+
+@asynccontextmanager
+async def opened() -> AsyncIterator[Producer]:
+    async with await AsyncConnection.connect(kit.DSN, autocommit=True) as connection:
+        yield Producer(connection)
+
+
+async def prepare() -> None:
+    raise NotImplementedError
+
+
+async def work(tally: kit.Tally) -> None:
+    app = AsyncAbsurd(kit.DSN, queue_name=QUEUE)
+
+    async def noop(payload: kit.Payload, context: Any) -> None:
+        tally.note(payload)
+        await tally.rest_async()
+
+    app.register_task(name="noop")(noop)
+    tally.start()
+    await app.start_worker(claim_timeout=10, batch_size=100, concurrency=50, poll_interval=0.05)
+
+
+if __name__ == "__main__":
+    kit.main(prepare, opened, work)

@@ -1,0 +1,22 @@
+"""graphile-worker: Node.js, with its local queue and batched completion."""
+
+from __future__ import annotations
+
+from ..system import NodeSystem
+
+SYSTEM = NodeSystem(
+    name="graphile-worker",
+    language="Node.js",
+    program="graphile_worker.mjs",
+    packages=("graphile-worker@0.18.0",),
+    schemas=("graphile_worker",),
+    unfinished="SELECT count(*) FROM graphile_worker.jobs WHERE run_at <= now()",
+    settings={
+        "concurrentJobs": "24",
+        "maxPoolSize": "25",
+        "localQueue": "size 500",
+        "completeJobBatchDelay, failJobBatchDelay": "0",
+    },
+    rate=30_000,
+    recovery="they have been locked for four hours",
+)

@@ -1,0 +1,17 @@
+"""pgqueuer: Python, asynchronous, through asyncpg."""
+
+from __future__ import annotations
+
+from ..system import PythonSystem
+
+SYSTEM = PythonSystem(
+    name="pgqueuer",
+    language="Python",
+    program="pgqueuer_program",
+    packages=("pgqueuer[asyncpg]==1.6.0", "uvloop"),
+    schemas=("public",),
+    unfinished="SELECT count(*) FROM pgqueuer WHERE status IN ('queued', 'picked') AND execute_after <= now()",
+    settings={"batch_size": "500", "driver": "asyncpg, with uvloop"},
+    rate=12_000,
+    recovery="their heartbeat is 10 s old, as retry_timer says",
+)

@@ -12,6 +12,7 @@ import time
 from array import array
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -100,8 +101,9 @@ class Tally:
         return self
 
 
+@cache
 def tally() -> Tally:
-    """The tally that the harness has asked for."""
+    """The tally that the harness has asked for, one in each process."""
     return Tally(OPTIONS.get("record"), OPTIONS.get("numbers", False), OPTIONS.get("nap", 0))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).resolve().parent
 BULK = 1000
+# The peers want a newer one than many a machine has.
+NODE = "node@22.23.3"
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,7 @@ class System:
         variables = {
             "PEER_DSN": database.url,
             "PEER_OPTIONS": json.dumps(options),
+            "PATH": os.pathsep.join([str(database.server.cluster.program("psql").parent), os.environ["PATH"]]),
             "PYTHONPATH": self.path,
             "PGHOST": database.server.cluster.host,
             "PGUSER": database.server.cluster.superuser,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from absurd_sdk import AsyncAbsurd
@@ -37,7 +40,9 @@ async def opened() -> AsyncIterator[Producer]:
 
 
 async def prepare() -> None:
-    raise NotImplementedError
+    ctl = Path(sys.executable).with_name("absurdctl")
+    subprocess.run([ctl, "init", "--database", kit.DSN], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([ctl, "create-queue", "--database", kit.DSN, QUEUE], check=True, stdout=subprocess.DEVNULL)
 
 
 async def work(tally: kit.Tally) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from ..system import NodeSystem
+from ..system import NODE, NodeSystem
 
 SYSTEM = NodeSystem(
     name="graphile-worker",
     language="Node.js",
     program="graphile_worker.mjs",
-    packages=("graphile-worker@0.18.0",),
+    packages=("graphile-worker@0.18.0", NODE),
     schemas=("graphile_worker",),
     unfinished="SELECT count(*) FROM graphile_worker.jobs WHERE run_at <= now()",
     settings={

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from ..system import NodeSystem
+from ..system import NODE, NodeSystem
 
 SYSTEM = NodeSystem(
     name="pg-boss",
     language="Node.js",
     program="pg_boss.mjs",
-    packages=("pg-boss@12.38.0",),
+    packages=("pg-boss@12.38.0", NODE),
     schemas=("pgboss",),
     unfinished="SELECT count(*) FROM pgboss.job WHERE state < 'completed' AND start_after <= now()",
     settings={

@@ -17,7 +17,7 @@ SYSTEM = PythonSystem(
     settings={
         "concurrency": "20",
         "pool": "20 connections",
-        "heartbeat, stalled": "each 2 s, 10 s; a periodic task brings stalled jobs back, as its documentation shows (crash)",
+        "heartbeat, stalled": "each 2 s, 10 s, with a periodic task that brings stalled jobs back (crash)",
     },
     rate=700,
     recovery="a periodic task of the user finds them stalled, here after 10 s",
@@ -29,8 +29,9 @@ SYSTEM = PythonSystem(
         """,
         """
         INSERT INTO procrastinate_events (job_id, type)
-        SELECT id, type::procrastinate_job_event_type FROM procrastinate_jobs, unnest(ARRAY['started', 'succeeded']) type
-        WHERE id NOT IN (SELECT job_id FROM procrastinate_events WHERE type = 'succeeded')
+        SELECT id, type::procrastinate_job_event_type
+        FROM procrastinate_jobs, unnest(ARRAY['deferred', 'started', 'succeeded']) type
+        WHERE id <> (SELECT min(id) FROM procrastinate_jobs)
         """,
     ),
 )

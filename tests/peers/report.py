@@ -140,10 +140,10 @@ def _head(figure: Figure) -> str:
 def _rows(content: Content, figures: Sequence[Figure]) -> Iterator[list[str]]:
     """The best of each column is set in bold."""
     values = {system: [value(content, one, system) for one in figures] for system in content["systems"]}
-    best = [
-        (max if one.more_is_better else min)((v[n] for v in values.values() if v[n] is not None), default=None)
-        for n, one in enumerate(figures)
-    ]
+    best: list[float | None] = []
+    for number, figure in enumerate(figures):
+        known = [known for found in values.values() if (known := found[number]) is not None]
+        best.append((max if figure.more_is_better else min)(known, default=None))
     for system, found in values.items():
         if any(one is not None for one in found):
             yield [

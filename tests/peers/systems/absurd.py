@@ -19,7 +19,9 @@ SYSTEM = PythonSystem(
     recovery="their claim_timeout of 10 s has run out",
     kept=(
         """
-        WITH copy AS MATERIALIZED (SELECT gen_random_uuid() task, gen_random_uuid() run FROM generate_series(2, {count})),
+        WITH copy AS MATERIALIZED (
+            SELECT gen_random_uuid() AS task, gen_random_uuid() AS run FROM generate_series(2, {count})
+        ),
         tasks AS (
             INSERT INTO absurd.t_peers (task_id, task_name, params, enqueue_at, first_started_at, state, attempts,
                 last_attempt_run, completed_payload)
@@ -37,7 +39,9 @@ SYSTEM = PythonSystem(
     # As a task that sleeps leaves it: a task cannot be spawned for later.
     kept_for_later=(
         """
-        WITH copy AS MATERIALIZED (SELECT gen_random_uuid() task, gen_random_uuid() run FROM generate_series(2, {count})),
+        WITH copy AS MATERIALIZED (
+            SELECT gen_random_uuid() AS task, gen_random_uuid() AS run FROM generate_series(2, {count})
+        ),
         tasks AS (
             INSERT INTO absurd.t_peers (task_id, task_name, params, enqueue_at, state, attempts, last_attempt_run)
             SELECT copy.task, t.task_name, t.params, t.enqueue_at, 'sleeping', t.attempts, copy.run

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
+import asyncio
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -40,9 +40,11 @@ async def opened() -> AsyncIterator[Producer]:
 
 
 async def prepare() -> None:
-    ctl = Path(sys.executable).with_name("absurdctl")
-    subprocess.run([ctl, "init", "--database", kit.DSN], check=True, stdout=subprocess.DEVNULL)
-    subprocess.run([ctl, "create-queue", "--database", kit.DSN, QUEUE], check=True, stdout=subprocess.DEVNULL)
+    for arguments in (["init"], ["create-queue", QUEUE]):
+        ctl = Path(sys.executable).with_name("absurdctl")
+        process = await asyncio.create_subprocess_exec(ctl, *arguments, "--database", kit.DSN)
+        if code := await process.wait():
+            raise SystemExit(code)
 
 
 async def work(tally: kit.Tally) -> None:

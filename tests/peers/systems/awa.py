@@ -10,9 +10,11 @@ SYSTEM = PythonSystem(
     program="awa_program",
     packages=("awa-pg==0.6.9",),
     schemas=("awa",),
-    # Its view of all jobs takes seconds when there are thousands. All that were enqueued, but for those that are done:
+    # Its view of all jobs takes seconds when there are thousands. All that ever were, but for those for later and the
+    # done ones, which it counts when it throws them away:
     unfinished="""
-        SELECT (SELECT coalesce(sum(awa.sequence_next_value(seq_name) - 1), 0) FROM awa.queue_enqueue_heads)
+        SELECT (SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM awa.job_id_seq)
+            - (SELECT count(*) FROM awa.deferred_jobs WHERE run_at > now())
             - (SELECT coalesce(sum(completed_count), 0) FROM awa.receipt_completion_batches)
             - (SELECT coalesce(sum(pruned_completed_count), 0) FROM awa.queue_terminal_rollups)
             - (SELECT count(*) FROM awa.done_entries)

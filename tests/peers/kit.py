@@ -18,6 +18,8 @@ from typing import Any, Protocol
 
 DSN = os.environ.get("PEER_DSN", "")
 OPTIONS: dict[str, Any] = json.loads(os.environ.get("PEER_OPTIONS", "{}"))
+# After so many seconds a silent worker is to be given up. Only the crash asks for it, and the queue is prepared for it.
+SILENCE: int | None = OPTIONS.get("silence")
 
 # With the number and the time that is about 100 bytes of JSON, as a small real job has them.
 TEXT = "somebody@example.org, welcome, " + "x" * 30

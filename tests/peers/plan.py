@@ -22,6 +22,7 @@ class Plan:
     around: int = 1_000_000
     crash_jobs: int = 300
     crash_patience: float = 60
+    silence: int = 10
 
     def as_json(self) -> dict[str, float]:
         return asdict(self)
@@ -62,4 +63,5 @@ TINY = Plan(
     around=2_000,
     crash_jobs=20,
     crash_patience=25,
+    silence=2,
 )

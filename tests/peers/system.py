@@ -68,9 +68,9 @@ class System:
         """Where its programs look for modules: this harness, for what they share."""
         return str(ROOT)
 
-    def prepare(self, database: Database) -> None:
-        """Create its schema and its queue."""
-        with stopping(self._start("prepare", database, {})) as program:
+    def prepare(self, database: Database, silence: int) -> None:
+        """Create its schema and its queue, whose workers may be silent for so many seconds."""
+        with stopping(self._start("prepare", database, {"silence": silence})) as program:
             program.ended_well()
 
     def enqueue(self, database: Database, **options: Any) -> Program:

@@ -47,7 +47,10 @@ class Bench:
         return self.rates.get(system.name, system.rate)
 
     def database(self, system: System) -> AbstractContextManager[Database]:
-        return self.server.database(self.server.template(f"peer_{system.name}", system.prepare))
+        def prepare(database: Database) -> None:
+            system.prepare(database, self.plan.silence)
+
+        return self.server.database(self.server.template(f"peer_{system.name}", prepare))
 
     def record(self) -> Path:
         """A new file for what a worker records."""

@@ -56,7 +56,7 @@ async def work(tally: kit.Tally) -> None:
 
     app.register_task(name="noop")(noop)
     tally.start()
-    await app.start_worker(claim_timeout=10, batch_size=100, concurrency=50, poll_interval=0.05)
+    await app.start_worker(claim_timeout=kit.SILENCE or 120, batch_size=100, concurrency=50, poll_interval=0.05)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ import { DSN, OPTIONS, main } from './kit.mjs'
 
 const QUEUE = 'peers'
 const AT_ONCE = 24 // of a batch, as many as graphile-worker runs
-// Only the crash needs to know soon that a worker is silent; each look costs all of them something.
-const CRASH = OPTIONS.numbers ? { superviseIntervalSeconds: 1, monitorIntervalSeconds: 1 } : {}
+// Only the crash needs to know soon that a worker is silent: each look costs something.
+const CRASH = OPTIONS.silence ? { superviseIntervalSeconds: 1, monitorIntervalSeconds: 1 } : {}
 
 async function start (options) {
   const boss = new PgBoss({ connectionString: DSN, useListenNotify: true, ...options })
@@ -17,7 +17,7 @@ async function start (options) {
 
 async function prepare () {
   const boss = await start({})
-  await boss.createQueue(QUEUE, { notify: true, partition: true, heartbeatSeconds: 10, retryLimit: 5 })
+  await boss.createQueue(QUEUE, { notify: true, partition: true, heartbeatSeconds: OPTIONS.silence, retryLimit: 5 })
   await boss.stop()
 }
 
@@ -39,7 +39,7 @@ async function work (tally) {
     tally.note(job.data)
     return tally.rest()
   }
-  const options = { batchSize: 500, burstWhenBatchFull: true, pollingIntervalSeconds: 0.5 }
+  const options = { batchSize: 500, burstWhenBatchFull: true, notifyPollingIntervalSeconds: 1 }
   await boss.work(QUEUE, options, async (jobs) => {
     for (let n = 0; n < jobs.length; n += AT_ONCE) {
       await Promise.all(jobs.slice(n, n + AT_ONCE).map(run))

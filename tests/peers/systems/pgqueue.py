@@ -70,7 +70,7 @@ SYSTEM = _Pgqueue(
     packages=(),
     schemas=("pgq",),
     unfinished="SELECT coalesce(sum(ready + running + retrying), 0)::bigint FROM pgq.stats()",
-    settings={"handler": "a function, not a coroutine", "--concurrency": str(CONCURRENCY), "lease": "10 s (crash)"},
+    settings={"handler": "a function, not a coroutine", "--concurrency": str(CONCURRENCY), "lease": "10 s"},
     rate=60_000,
     recovery="the lease of its jobs runs out, which was set to 10 s",
 )

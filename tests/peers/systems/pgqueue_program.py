@@ -47,7 +47,7 @@ async def opened() -> AsyncIterator[Producer]:
 async def prepare() -> None:
     main(["install", "--dsn", kit.DSN], standalone_mode=False)
     with Client(kit.DSN) as client:
-        client.create_queue(QUEUE, lease="10 seconds")
+        client.create_queue(QUEUE, lease=kit.SILENCE)
 
 
 if __name__ == "__main__":

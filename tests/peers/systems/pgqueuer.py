@@ -11,7 +11,12 @@ SYSTEM = PythonSystem(
     packages=("pgqueuer[asyncpg]==1.6.0", "uvloop"),
     schemas=("public",),
     unfinished="SELECT count(*) FROM pgqueuer WHERE status IN ('queued', 'picked') AND execute_after <= now()",
-    settings={"batch_size": "500", "driver": "asyncpg, with uvloop", "heartbeat_timeout": "10 s (crash)"},
+    settings={
+        "batch_size": "500",
+        "autovacuum": "as `pgq autovac` sets it",
+        "driver": "asyncpg, with uvloop",
+        "heartbeat_timeout": "10 s (crash)",
+    },
     rate=12_000,
     recovery="their heartbeat is 10 s old, as heartbeat_timeout says",
 )

@@ -44,7 +44,9 @@ async def opened() -> AsyncIterator[Producer]:
 
 async def prepare() -> None:
     connection = await asyncpg.connect(kit.DSN)
-    await Queries(AsyncpgDriver(connection)).install()
+    queries = Queries(AsyncpgDriver(connection))
+    await queries.install()
+    await queries.optimize_autovacuum()
     await connection.close()
 
 
@@ -58,8 +60,8 @@ async def work(tally: kit.Tally) -> None:
 
     worker.entrypoint("noop")(noop)
     tally.start()
-    silent = {"heartbeat_timeout": timedelta(seconds=10)} if kit.OPTIONS.get("numbers") else {}  # the crash
-    await worker.run(batch_size=BATCH, **silent)
+    options = {"heartbeat_timeout": timedelta(seconds=kit.SILENCE)} if kit.SILENCE else {}
+    await worker.run(batch_size=BATCH, **options)
 
 
 if __name__ == "__main__":

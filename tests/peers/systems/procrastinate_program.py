@@ -12,7 +12,6 @@ from procrastinate import App, PsycopgConnector
 from tests.peers import kit
 
 CONCURRENCY = 20
-STALLED = 10
 
 app = App(connector=PsycopgConnector(conninfo=kit.DSN, min_size=1, max_size=CONCURRENCY))
 tally = kit.tally()
@@ -28,7 +27,7 @@ task = app.task(name="noop", queue="peers", retry=5)(noop)
 
 async def bring_back(timestamp: int) -> None:
     """What the documentation tells to do about the jobs of workers that are no more."""
-    for job in await app.job_manager.get_stalled_jobs(seconds_since_heartbeat=STALLED):
+    for job in await app.job_manager.get_stalled_jobs(seconds_since_heartbeat=kit.SILENCE):
         await app.job_manager.retry_job(job)
 
 
@@ -55,9 +54,9 @@ async def prepare() -> None:
 async def work(tally: kit.Tally) -> None:
     logging.getLogger("procrastinate").setLevel(logging.WARNING)
     options: dict[str, Any] = {}
-    if kit.OPTIONS.get("numbers"):  # the crash
+    if kit.SILENCE:
         app.periodic(cron="* * * * * */2")(app.task(name="bring_back", queue="peers", pass_context=False)(bring_back))
-        options = {"update_heartbeat_interval": 2, "stalled_worker_timeout": STALLED}
+        options = {"update_heartbeat_interval": 2, "stalled_worker_timeout": kit.SILENCE}
     async with app.open_async():
         tally.start()
         await app.run_worker_async(queues=["peers"], concurrency=CONCURRENCY, **options)

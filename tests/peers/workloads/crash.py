@@ -20,7 +20,7 @@ SHARE = 0.2  # of the jobs have begun when the worker is killed
 def crash(bench: Bench, system: System) -> Found:
     record = bench.record()
     jobs = bench.plan.crash_jobs
-    options = {"record": str(record), "numbers": True, "nap": NAP}
+    options = {"record": str(record), "numbers": True, "nap": NAP, "silence": bench.plan.silence}
     with bench.database(system) as database:
         load(system, database, jobs)
         with working(system, database, **options) as victim:

@@ -14,8 +14,8 @@ class Plan:
     drain_seconds: float = 4
     life_jobs: int = 50_000
     life_seconds: float = 6
-    wakes: int = 200
-    offered_seconds: float = 5
+    wakes: int = 150
+    offered_seconds: float = 4
     offered_steps: int = 9
     pinned_seconds: float = 120
     settle_seconds: float = 5

@@ -28,5 +28,7 @@ SYSTEM = PythonSystem(
         "heartbeat, rescue, staleness": "2 s, 2 s, 10 s (crash)",
     },
     rate=6_000,
+    # What is done is soon no more than a number, so that there is nothing to make more of.
+    kept=("SELECT {count}",),
     recovery="the heartbeat of their worker is stale, set to 10 s",
 )

@@ -18,5 +18,7 @@ SYSTEM = NodeSystem(
         "completeJobBatchDelay, failJobBatchDelay": "0",
     },
     rate=30_000,
+    # What is done is deleted, so that there is nothing to make more of.
+    kept=("SELECT {count}",),
     recovery="they have been locked for four hours",
 )

@@ -19,4 +19,10 @@ SYSTEM = PythonSystem(
     },
     rate=12_000,
     recovery="their heartbeat is 10 s old, as heartbeat_timeout says",
+    kept=(
+        """
+        INSERT INTO pgqueuer_log (created, job_id, status, priority, entrypoint, aggregated)
+        SELECT created, job_id, status, priority, entrypoint, true FROM pgqueuer_log, generate_series(2, {count})
+        """,
+    ),
 )

@@ -13,7 +13,7 @@ from ..turns import Bench, Found, load, wait_done, working
 from .drain import FEWEST, emptied
 
 MONTH = 30 * 86400
-TIMES = 3
+TIMES = 2
 
 
 def around(bench: Bench, system: System) -> Found:

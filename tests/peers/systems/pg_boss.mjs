@@ -39,7 +39,12 @@ async function work (tally) {
     tally.note(job.data)
     return tally.rest()
   }
-  const options = { batchSize: 500, burstWhenBatchFull: true, notifyPollingIntervalSeconds: 1 }
+  const options = {
+    batchSize: 500,
+    burstWhenBatchFull: true,
+    pollingIntervalSeconds: 1,
+    notifyPollingIntervalSeconds: 1
+  }
   await boss.work(QUEUE, options, async (jobs) => {
     for (let n = 0; n < jobs.length; n += AT_ONCE) {
       await Promise.all(jobs.slice(n, n + AT_ONCE).map(run))

@@ -15,7 +15,7 @@ SYSTEM = NodeSystem(
         "batchSize": "500",
         "burstWhenBatchFull": "true",
         "useListenNotify, notify": "true",
-        "notifyPollingIntervalSeconds": "1",
+        "pollingIntervalSeconds, notifyPollingIntervalSeconds": "1",
         "partition": "true",
         "heartbeatSeconds": "10 (crash)",
         "superviseIntervalSeconds, monitorIntervalSeconds": "1 (crash)",

@@ -61,7 +61,7 @@ async def work(tally: kit.Tally) -> None:
     worker.entrypoint("noop")(noop)
     tally.start()
     options = {"heartbeat_timeout": timedelta(seconds=kit.SILENCE)} if kit.SILENCE else {}
-    await worker.run(batch_size=BATCH, **options)
+    await worker.run(batch_size=BATCH, dequeue_timeout=timedelta(seconds=1), **options)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ SYSTEM = PythonSystem(
     unfinished="SELECT count(*) FROM pgqueuer WHERE status IN ('queued', 'picked') AND execute_after <= now()",
     settings={
         "batch_size": "500",
+        "dequeue_timeout": "1 s",
         "autovacuum": "as `pgq autovac` sets it",
         "driver": "asyncpg, with uvloop",
         "heartbeat_timeout": "10 s (crash)",

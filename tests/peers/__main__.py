@@ -116,8 +116,9 @@ def _measure(bench: Bench, systems: list[System], only: tuple[str, ...], rounds:
 
 def _write(out: Path, facts: dict[str, Any], about: dict[str, Any], plan: Plan, runs: list[Run]) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
-    content = {**facts, "plan": plan.as_json(), "systems": about, "runs": [run.as_json() for run in runs]}
-    out.write_text(json.dumps(content, indent=1) + "\n")
+    head = json.dumps({**facts, "plan": plan.as_json(), "systems": about}, indent=1).removesuffix("\n}")
+    lines = ",\n".join(json.dumps(run.as_json()) for run in runs)  # one turn a line
+    out.write_text(f'{head},\n "runs": [\n{lines}\n ]\n}}\n')
 
 
 def _line(run: Run) -> str:

@@ -13,7 +13,13 @@ SYSTEM = PythonSystem(
     unfinished="""
         SELECT count(*) FROM absurd.r_peers WHERE state IN ('pending', 'running', 'sleeping') AND available_at <= now()
     """,
-    settings={"concurrency": "50", "batch_size": "100", "poll_interval": "0.05 s", "claim_timeout": "10 s (crash)"},
+    settings={
+        "workers in the process": "8",
+        "concurrency": "20",
+        "batch_size": "20",
+        "poll_interval": "0.05 s",
+        "claim_timeout": "10 s (crash)",
+    },
     rate=1_000,
     bulk=100,
     recovery="their claim_timeout of 10 s has run out",

@@ -15,6 +15,7 @@ from psycopg import AsyncConnection
 from tests.peers import kit
 
 QUEUE = "peers"
+WORKERS = 8  # each has one connection, and waits for it
 
 
 class Producer:
@@ -48,15 +49,18 @@ async def prepare() -> None:
 
 
 async def work(tally: kit.Tally) -> None:
-    app = AsyncAbsurd(kit.DSN, queue_name=QUEUE)
-
     async def noop(payload: kit.Payload, context: Any) -> None:
         tally.note(payload)
         await tally.rest_async()
 
-    app.register_task(name="noop")(noop)
+    async def run(number: int) -> None:
+        app = AsyncAbsurd(kit.DSN, queue_name=QUEUE)
+        app.register_task(name="noop")(noop)
+        timeout = kit.SILENCE or 120
+        await app.start_worker(f"peers-{number}", timeout, concurrency=20, batch_size=20, poll_interval=0.05)
+
     tally.start()
-    await app.start_worker(claim_timeout=kit.SILENCE or 120, batch_size=100, concurrency=50, poll_interval=0.05)
+    await asyncio.gather(*map(run, range(WORKERS)))
 
 
 if __name__ == "__main__":

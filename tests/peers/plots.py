@@ -122,7 +122,7 @@ def smoothed(rates: list[float]) -> list[float]:
 
 
 def _offered(found: dict[str, dict[str, Any]], colours: dict[str, str]) -> Canvas:
-    canvas, axes = pyplot.subplots(figsize=(8, 3.6), layout="constrained")
+    canvas, axes = pyplot.subplots(figsize=(8, 4), layout="constrained")
     for system in (name for name in colours if name in found):
         steps = sorted((step["rate"], step["p99"]) for step in found[system]["steps"] if step["p99"] is not None)
         axes.plot(*zip(*steps, strict=True), marker="o", markersize=3, label=system, color=colours[system])
@@ -132,7 +132,7 @@ def _offered(found: dict[str, dict[str, Any]], colours: dict[str, str]) -> Canva
     axes.set_xlabel("jobs/s offered")
     axes.set_ylabel("due to handler, p99, ms")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.13), fontsize=8, ncols=7, frameon=False)
     return canvas
 
 

@@ -9,8 +9,8 @@ BATCHES = "It claims and completes 500 jobs at a time, so that there are fewer c
 
 REMARKS: dict[tuple[str, str, str], str] = {
     ("life", "wal", "awa"): """
-        awa keeps nothing of a finished job but a count; pgqueue writes each into its archive, which is half of its WAL. A
-        queue with `retention => '0'` has none.
+        awa keeps nothing of a finished job but a count; pgqueue writes each into its archive, which is half of its WAL.
+        A queue with `retention => '0'` has none.
     """,
     ("life", "commits", "graphile-worker"): BATCHES,
     ("life", "commits", "pgqueuer"): BATCHES,

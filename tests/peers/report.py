@@ -61,10 +61,12 @@ def text(content: Content) -> str:
 def _run(content: Content) -> str:
     settings = ", ".join(f"`{name} = {setting}`" for name, setting in content["settings"].items())
     kind = "The quick form, which is rough: o" if content["quick"] else "O"
+    plan = content["plan"]
+    sizes = f"{plan['around']:,} jobs of each kind lying around, {plan['pinned_seconds']:.0f} s under a pinned snapshot"
     return (
         f"{kind}n {content['date'][:10]}, {content['took_seconds'] / 60:.0f} minutes on {content['cpus']} CPUs"
         f" ({content['cpu']}), {content['memory_gb']} GB, {content['postgres'].split(' on ')[0]}; one durable write of"
-        f" 8 kB took {content['fdatasync_us']:.0f} µs.\n{settings}.\n"
+        f" 8 kB took {content['fdatasync_us']:.0f} µs.\n{sizes}; {settings}.\n"
     )
 
 
@@ -149,7 +151,9 @@ def _rows(content: Content, figures: Sequence[Figure]) -> Iterator[list[str]]:
             yield [
                 system,
                 *(
-                    f"**{results.figure(one)}**" if one is not None and one == best[n] else results.figure(one)
+                    f"**{results.figure(one)}**"
+                    if one is not None and one == best[n] and figures[n].judged
+                    else results.figure(one)
                     for n, one in enumerate(found)
                 ),
             ]

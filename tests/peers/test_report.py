@@ -29,6 +29,7 @@ def content() -> dict[str, Any]:
         "date": "2026-01-02T03:04:05+00:00",
         "took_seconds": 600,
         "quick": True,
+        "plan": {"around": 1000, "pinned_seconds": 12},
         "cpus": 2,
         "cpu": "a CPU",
         "memory_gb": 8.0,

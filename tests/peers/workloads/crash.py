@@ -37,7 +37,7 @@ def crash(bench: Bench, system: System) -> Found:
                 left = 0
     runs = Counter(kit.numbers(record))
     twice = sum(1 for times in runs.values() if times > 1)
-    return {"seconds": seconds, "twice": twice}, {
+    return {"seconds": seconds, "twice": None if left else twice}, {
         "jobs": jobs,
         "left": left,
         "never": jobs - len(runs),

@@ -5,16 +5,11 @@ An empty figure stands for all of a workload. A remark is printed only beside th
 
 from __future__ import annotations
 
-BATCHES = "It claims and completes 500 jobs at a time, so that there are fewer commits."
-
 REMARKS: dict[tuple[str, str, str], str] = {
     ("life", "wal", "awa"): """
-        awa keeps nothing of a finished job but a count; pgqueue writes each into its archive, which is half of its WAL.
-        A queue with `retention => '0'` has none.
+        awa keeps nothing of a finished job but a count; pgqueue writes each into its archive, too. A queue with
+        `retention => '0'` has none.
     """,
-    ("life", "commits", "graphile-worker"): BATCHES,
-    ("life", "commits", "pgqueuer"): BATCHES,
-    ("life", "commits", "pg-boss"): BATCHES,
 }
 
 

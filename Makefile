@@ -32,7 +32,7 @@ ONCE       = $(addprefix tests/, chaos failover load model pgbouncer upgrade dem
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help build chain freeze venv lint pyright format test test-matrix test-pgbouncer test-upgrade model chaos chaos-long failover \
-        bench instructions reference load demo demo-stop install uninstall clean
+        bench bench-peers instructions reference load demo demo-stop install uninstall clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -162,6 +162,9 @@ bench: build venv ## measure against a bare INSERT and a conventional queue; wri
 
 instructions: build venv ## count instructions per job, against the last release (needs valgrind)
 	$(BIN)/python -m tests.bench.instructions $(ARGS)
+
+bench-peers: build venv ## measure pgqueue against the field, all in one run (fetches the peers with pip and npm); writes build/peers.json
+	$(BIN)/python -m tests.peers $(ARGS)
 
 reference: build venv ## write docs/reference from COMMENT ON, click and docstrings
 	$(BIN)/python -m tests.reference

@@ -140,15 +140,8 @@ class Server:
         }
 
     def cpu_seconds(self) -> float:
-        """CPU time that the server has used so far, in all its processes, ended ones included."""
-        postmaster = psutil.Process(int((self.cluster.data / "postmaster.pid").read_text().split()[0]))
-        ended = postmaster.cpu_times()
-        spent: float = ended.children_user + ended.children_system
-        for process in postmaster.children():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                used = process.cpu_times()
-                spent += used.user + used.system
-        return spent
+        """CPU time that the server has used so far."""
+        return server_cpu_seconds(self.cluster)
 
     def _admin(self) -> psycopg.Connection[tuple[Any, ...]]:
         return psycopg.connect(self.cluster.dsn("postgres"), autocommit=True)
@@ -160,6 +153,18 @@ class Server:
             check=True,
             stdout=subprocess.DEVNULL,
         )
+
+
+def server_cpu_seconds(cluster: Cluster) -> float:
+    """CPU time that a server has used so far, in all its processes, ended ones included."""
+    postmaster = psutil.Process(int((cluster.data / "postmaster.pid").read_text().split()[0]))
+    ended = postmaster.cpu_times()
+    spent: float = ended.children_user + ended.children_system
+    for process in postmaster.children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            used = process.cpu_times()
+            spent += used.user + used.system
+    return spent
 
 
 def fdatasync_us(folder: Path, seconds: float = 0.5) -> float:

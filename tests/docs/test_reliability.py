@@ -141,6 +141,6 @@ def test_every_test_and_target_that_the_page_names_exists() -> None:
 
 def test_every_directory_of_tests_that_tries_a_promise_is_on_the_page() -> None:
     text = DOCUMENT.read_text()
-    others = {"bench", "build", "demo", "docs", "examples", "python", "sql"}  # how it is built, and parts of it
+    others = {"bench", "build", "demo", "docs", "examples", "peers", "python", "sql"}  # how it is built, and parts
     tried = {path.parent.name for path in (ROOT / "tests").glob("*/__init__.py")} - others
     assert [name for name in sorted(tried) if f"`tests/{name}`" not in text] == []

@@ -23,7 +23,7 @@ import pgqueue
 from pgqueue import AsyncClient, Client, InvalidArgument, NullArgument
 from pgqueue.exclusive import Exclusive, ExclusiveLost
 from tests.pgbouncer.bouncer import PgBouncer
-from tests.python.support import Face, eventually
+from tests.python.support import Face, alive, eventually
 
 Connection = psycopg.Connection[Any]
 
@@ -381,13 +381,6 @@ def serve(log: Path) -> tuple[str, ...]:
 
 def pids(log: Path) -> list[list[int]]:
     return [[int(pid) for pid in line.split()] for line in log.read_text().splitlines()] if log.exists() else []
-
-
-def alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 @pytest.mark.parametrize("code", [0, 3])

@@ -127,7 +127,7 @@ def start_and_be_told(self, *args, **options):
 subprocess.Popen.__init__ = start_and_be_told
 sys.exit(Processes(["sleep", "60"], 2).main())
 """
-    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=10).returncode == 128 + signal.SIGTERM
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=40).returncode == 128 + signal.SIGTERM
 
 
 def test_termination_under_load_loses_nothing_and_repeats_nothing(

@@ -108,7 +108,8 @@ def ask(port: int, path: str, method: str = "GET") -> int:
         with urllib.request.urlopen(request, timeout=5) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
-        return error.code
+        with error:
+            return error.code
 
 
 def test_a_worker_tells_how_it_is(app: App, client: Client, running: Running) -> None:

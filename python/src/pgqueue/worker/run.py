@@ -7,12 +7,11 @@ import contextvars
 import logging
 import threading
 import traceback
-import types
-from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from datetime import datetime, timedelta, timezone
 from time import monotonic, perf_counter
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias
 
 from pgqueue import _calls
 from pgqueue._calls import HeldJob, Interval, JsonText, to_json
@@ -26,7 +25,6 @@ from pgqueue.worker.wake import Wake
 
 log = logging.getLogger("pgqueue.worker")
 
-T = TypeVar("T")
 # How long coroutines that never wait may keep the event loop to themselves, in seconds.
 SLICE = 0.002
 LONGEST_ERROR = 20_000
@@ -67,9 +65,12 @@ class Runner:
             self._loop.call_soon_threadsafe(self._start_async, count)
             return
         for _ in range(count):
-            task = self._loop.create_task(self._run_coroutines())
-            self._coroutines.add(task)
-            task.add_done_callback(self._coroutines.discard)
+            self._start_task(None)
+
+    def _start_task(self, item: Item | None) -> None:
+        task = self._loop.create_task(self._run_coroutines(item))
+        self._coroutines.add(task)
+        task.add_done_callback(self._coroutines.discard)
 
     def _start_sync(self, count: int) -> None:
         while len(self._threads) < count:
@@ -77,16 +78,21 @@ class Runner:
             self._threads.append(thread)
             thread.start()
 
-    async def _run_coroutines(self) -> None:
-        """Run jobs until there is none left for a coroutine."""
+    async def _run_coroutines(self, item: Item | None) -> None:
+        """Run this job, if it is one, and others until there is none left for a coroutine."""
         take, handle, call = self.slots.take, self._handle, self._call_async
-        item = take(True, None)
+        copy_context = contextvars.copy_context
+        before = copy_context()
+        if item is None:
+            item = take(True, None)
         until = perf_counter() + SLICE
         try:
             while item is not None:
-                timeout = item.task.limits.timeout
                 try:
-                    result = await apart(call(item, handle) if timeout is None else self._await_in_time(item, timeout))
+                    if item.task.limits.timeout is None:
+                        result = await call(item, handle)
+                    else:
+                        result = await self._await_in_time(item, item.task.limits.timeout)
                 except BaseException as error:
                     if self._stopping and isinstance(error, asyncio.CancelledError):
                         return  # whoever stopped it releases the job
@@ -94,6 +100,11 @@ class Runner:
                 else:
                     self._finished(item, result)
                 item = take(True, item)
+                if not _is_like(copy_context(), before):
+                    # The next one is not to see the variables that this one has set, which cannot be taken back.
+                    if item is not None:
+                        before.run(self._start_task, item)
+                    return
                 if perf_counter() > until:
                     await asyncio.sleep(0)
                     until = perf_counter() + SLICE
@@ -249,23 +260,11 @@ class Runner:
         return [item.job for item in (*self.slots.shed(0), *tuple(self.slots.running.values()))]
 
 
-@types.coroutine
-def apart(handler: Awaitable[T]) -> Generator[Any, Any, T]:
-    """Await a handler in a context of its own: the variables that it sets are not those of the next one."""
-    run = contextvars.copy_context().run
-    steps = handler.__await__()
+def _is_like(now: contextvars.Context, before: contextvars.Context) -> bool:
     try:
-        step: Callable[[Any], Any] = steps.send
-        value: Any = None
-        while True:
-            waits_for = run(step, value)
-            try:
-                step, value = steps.send, (yield waits_for)
-            except BaseException as error:
-                step, value = steps.throw, error
-    except StopIteration as end:
-        result: T = end.value
-        return result
+        return now == before
+    except Exception:  # values that cannot be compared
+        return False
 
 
 def _again(item: Item, error: BaseException) -> Interval | Literal[False] | None:

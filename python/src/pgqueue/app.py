@@ -262,20 +262,9 @@ class Task(Generic[P, R]):
             >>> send.using(delay=60, connection=connection).enqueue(to="ann@example.com")
             42
         """
-        given = {
-            "queue": queue,
-            "priority": priority,
-            "run_at": run_at,
-            "delay": delay,
-            "max_attempts": max_attempts,
-            "unique_key": unique_key,
-            "group_key": group_key,
-            "headers": headers,
-            "after": None if after is None else tuple(after),
-            "on_dead": on_dead,
-            "connection": connection,
-        }
-        changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+        changes: dict[str, Any] = {k: value for k, value in locals().items() if k != "self" and value is not None}
+        if after is not None:
+            changes["after"] = tuple(after)
         other = copy.copy(self)
         other.options = replace(self.options, **changes)
         return other

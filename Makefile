@@ -14,6 +14,7 @@ EXTENSION_UPGRADES := $(UPGRADES:%=build/%)
 PACKED_UPGRADES    := $(UPGRADES:%=$(dir $(PACKED))upgrade/%)
 
 PG_CONFIG ?= pg_config
+# Another Python, beside the first one: make test PYTHON=python3.14 VENV=.venv-3.14
 PYTHON    ?= python3
 VENV      ?= .venv
 BIN       := $(VENV)/bin

@@ -27,7 +27,8 @@ def send(job: Job, to: str, subject: str, text: str) -> None:
         with smtplib.SMTP(host, int(port), timeout=20) as server:
             server.send_message(letter)
     except smtplib.SMTPRecipientsRefused as refused:
-        _judge(*refused.recipients[to])
+        for code, answer in refused.recipients.values():
+            _judge(code, answer)
     except smtplib.SMTPResponseException as error:
         _judge(error.smtp_code, error.smtp_error)
 

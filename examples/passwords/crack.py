@@ -24,7 +24,8 @@ class Found:
 def crack(client: Client, digest: str, length: int, timeout: float = 3600) -> Found:
     """Enqueue the chunks of the key space, wait until all have ended, and collect the result."""
     prefixes = map("".join, itertools.product(ALPHABET, repeat=length // 2))
-    with client.exclusive("passwords.crack", timeout=timeout):  # as whoever finds a word cancels all of the queue
+    with client.exclusive("passwords.crack", timeout) as alone:  # as whoever finds a word cancels all of the queue
+        alone.check()
         with psycopg.connect(app.dsn) as connection:
             chunks = try_chunk.using(connection=connection).enqueue_many(
                 {"digest": digest, "prefix": prefix, "length": length} for prefix in prefixes

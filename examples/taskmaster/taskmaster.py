@@ -22,8 +22,9 @@ class Taskmaster:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for name in list(self._consumers):
-            self.stop(name)
+        with ExitStack() as left:  # ends all of them, even if one raises what has ended it before
+            while self._consumers:
+                left.push(self._consumers.popitem()[1])
 
     @property
     def names(self) -> list[str]:

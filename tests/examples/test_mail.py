@@ -102,6 +102,14 @@ def test_4xx_is_tried_again_and_5xx_is_a_dead_letter(
     ]
 
 
+def test_an_address_may_have_a_name(server: Server, write: Write, start_worker: StartWorker, client: Client) -> None:
+    (job,) = write("No Body <nobody@example.org>")
+    start_worker(WORKER, "--drain").wait(20)
+    state = client.job_status(job)
+    assert state is not None
+    assert (state.state, state.error) == ("dead", "550 No such mailbox")
+
+
 def test_letters_that_are_not_all_written_are_not_sent(write: Write, client: Client) -> None:
     with pytest.raises(InvalidArgument):
         write("ann@example.org", object())

@@ -10,7 +10,7 @@ import pytest
 from examples.passwords.app import app
 from examples.passwords.crack import crack
 from examples.passwords.setup import setup
-from pgqueue import Client
+from pgqueue import Client, ExclusiveLost
 from tests.conftest import Connection
 from tests.examples.conftest import StartWorker
 from tests.examples.support import alike, block, shell
@@ -47,6 +47,13 @@ def test_a_word_that_is_not_there_has_every_chunk_tried(client: Client, start_wo
     start_worker(*WORKER, "--processes", "2")
     found = crack(client, hashed("Zoo"), 3, timeout=30)
     assert (found.word, found.tried, found.cancelled) == (None, 26, 0)
+
+
+def test_one_search_at_a_time(client: Client, dsn: str) -> None:
+    setup()
+    with Client(dsn).exclusive("passwords.crack"), pytest.raises(ExclusiveLost):
+        crack(client, hashed("zoo"), 3, timeout=0.1)
+    assert next(stat.ready for stat in client.stats() if stat.queue == "passwords") == 0
 
 
 def test_nobody_claims_more_than_it_can_work_on(client: Client, start_worker: StartWorker) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 
@@ -75,6 +77,17 @@ def test_a_stopped_consumer_claims_nothing_and_another_one_takes_over(master: Ta
     master.start("two", "labels")
     assert ended(client, job) == ("done", 1)
     assert [attempt.worker for attempt in client.attempts(job)] == ["two"]
+
+
+def test_all_are_stopped_even_if_one_could_not_work(dsn: str, caplog: pytest.LogCaptureFixture) -> None:
+    with shop.app.connected_to(dsn), ExitStack() as stack:
+        create_queues(shop.app)
+        stack.enter_context(pytest.raises(QueueNotFound))
+        master = stack.enter_context(Taskmaster(shop.app))
+        master.start("lost", "nowhere")
+        master.start("office", "labels")
+        eventually(lambda: "the worker has ended" in caplog.text)
+    assert [thread for thread in threading.enumerate() if thread.name == "pgq-worker"] == []
 
 
 def test_a_consumer_that_could_not_work_says_so_when_it_is_stopped(

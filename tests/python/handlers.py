@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import threading
@@ -55,6 +56,12 @@ async def block(job: Job, gate: int) -> str:
     """Report and wait until nobody holds the gate, and block the event loop meanwhile."""
     _pass(_report(job), gate)
     return "passed"
+
+
+@app.task("elsewhere", queue="q")
+async def elsewhere(job: Job, gate: int) -> None:
+    """Report and wait until nobody holds the gate, in a thread that belongs to the event loop."""
+    await asyncio.to_thread(lambda: _pass(_report(job), gate))
 
 
 @app.task("die", queue="q")

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import os
 import time
 from collections.abc import Callable
 from typing import Any
 
+import psutil
 from click.testing import Result
 
 from pgqueue import AsyncClient, Client
 
 Run = Callable[..., Result]
 """Runs the command line."""
+Until = Callable[[int, str], None]
+"""Waits until a job is in a state."""
 
 
 def eventually(condition: Callable[[], object], what: str = "it", timeout: float = 15) -> None:
@@ -26,12 +28,18 @@ def eventually(condition: Callable[[], object], what: str = "it", timeout: float
 
 
 def alive(pid: int) -> bool:
-    """Whether there is such a process."""
+    """Whether there is such a process, which has not ended."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
-    return True
+
+
+def status(client: Client, job: int) -> Any:
+    """The state of a job that exists."""
+    state = client.job_status(job)
+    assert state is not None
+    return state
 
 
 class Face:

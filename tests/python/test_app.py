@@ -69,6 +69,34 @@ def test_enqueue_from_asyncio(app: App, client: Client) -> None:
     assert len(client.claim("q", 5)) == 2
 
 
+def test_another_database_is_used_from_asyncio_too(app: App, client: Client, fresh_dsn: str) -> None:
+    app.task("send", queue="q")(lambda: None)
+    with Client(fresh_dsn) as other:
+        other.create_queue("q")
+
+        async def main() -> None:
+            send = app.tasks["send"]
+            await send.enqueue_async()
+            with app.connected_to(fresh_dsn):
+                await send.enqueue_many_async([{}, {}])
+            await send.enqueue_async()
+            await app.aclose()
+
+        asyncio.run(main())
+        assert [stat.ready for stat in client.stats()] == [2]
+        assert [stat.ready for stat in other.stats()] == [2]
+
+
+def test_other_options_cost_no_other_look_at_the_function(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    @app.task("send", queue="q")
+    def send(to: str) -> None: ...
+
+    monkeypatch.setattr(app, "codec", None)
+    other = send.using(priority=1)
+    assert (other.options.priority, send.options.priority) == (1, None)
+    assert (other.name, other.function, other.job_parameter) == ("send", send.function, None)
+
+
 def test_enqueue_joins_the_transaction_of_the_caller(app: App, client: Client, connect: Any) -> None:
     @app.task("send", queue="q")
     def send(to: str) -> None: ...

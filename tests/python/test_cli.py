@@ -60,10 +60,12 @@ def test_a_queue_from_the_first_command_to_the_last(run: Any, dsn: str) -> None:
     assert run("enqueue", "mail").exit_code == 1
 
 
-def test_bad_json_is_explained(run: Any) -> None:
-    result = run("enqueue", "mail", "{to: ann}")
+@pytest.mark.parametrize("arguments", [["{to: ann}"], [""], ["{}", "--headers", ""]])
+def test_bad_json_is_explained(run: Any, client: Client, arguments: list[str]) -> None:
+    result = run("enqueue", "q", *arguments)
     assert result.exit_code == 1
     assert "JSON" in result.output
+    assert client.stats()[0].ready == 0
 
 
 def test_install_is_refused_twice_and_over_something_else(run: Any, bare_dsn: str) -> None:
@@ -80,8 +82,8 @@ def test_install_is_refused_twice_and_over_something_else(run: Any, bare_dsn: st
 
 
 def test_commands_say_that_pgq_is_missing(run: Any, bare_dsn: str) -> None:
-    for command in (["stats"], ["version"], ["upgrade"], ["queues"], ["top"], ["workers"], ["wait", "1"]):
-        result = run(*command, dsn=bare_dsn)
+    for command in ("stats", "version", "upgrade", "queues", "top", "workers", "wait 1", "schedule list"):
+        result = run(*command.split(), dsn=bare_dsn)
         assert result.exit_code == 1
         assert "pgqueue install" in result.output
 
@@ -140,7 +142,7 @@ def test_the_help_lists_each_command_in_its_section() -> None:
     for name, command in cli.main.commands.items():
         assert f"  {name} " in help
         assert " ".join(str(command.help).split()[:2]) in help
-    assert help.index("Queues:") < help.index("create-queue") < help.index("Jobs:") < help.index("enqueue")
+    assert help.index("Queues:") < help.index("create-queue") < help.index("Jobs:") < help.index("  enqueue ")
 
 
 def test_every_command_is_in_the_documentation() -> None:
@@ -152,7 +154,8 @@ def test_every_command_is_in_the_documentation() -> None:
 
 @pytest.mark.parametrize("name", ["it's", "a\nb\x1b[2J", " ", "NULL", "[bold]x[/]", "-x", "ü☃🎉", "x" * 128])
 def test_a_queue_may_have_any_name(run: Any, name: str) -> None:
-    for arguments in (["create-queue"], ["alter-queue", "--max-attempts", "7"], ["pause"], ["resume"], ["enqueue"]):
+    settings = (["alter-queue", "--max-attempts", "7"], ["set-limits", "--fair"], ["set-unique", "--on-repeat", "keep"])
+    for arguments in (["create-queue"], *settings, ["pause"], ["resume"], ["enqueue"]):
         result = run(*arguments, "--", name)
         assert result.exit_code == 0, result.output
     assert len(json.loads(run("jobs", "--json", "--", name).output)) == 1

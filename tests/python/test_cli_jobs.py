@@ -1,4 +1,7 @@
-"""The commands about queues and jobs: queues, alter-queue, pause, resume, jobs, wait, cancel."""
+"""The commands about queues and jobs.
+
+queues, alter-queue, set-limits, set-unique, purge, pause, resume, jobs, wait, cancel.
+"""
 
 from __future__ import annotations
 
@@ -48,6 +51,102 @@ def test_settings_are_changed(run: Run, client: Client) -> None:
     for bad in (["q"], ["nowhere", "--shards", "1"], ["q", "--shards", "65"], ["q", "--lease", "soon"]):
         result = run("alter-queue", *bad)
         assert (result.exit_code, "Error" in result.output) == (1, True)
+
+
+def test_limits_are_set_all_together(run: Run, client: Client) -> None:
+    def limits() -> tuple[Any, ...]:
+        (queue,) = client.queues()
+        rates = [period and period.total_seconds() for period in (queue.rate_period, queue.group_period)]
+        counts = (queue.group_limit, queue.running_limit, queue.rate, queue.group_rate)
+        return (*counts, *rates, queue.fair, queue.keep_place)
+
+    begun = limits()
+    rates = ["--rate", "9", "--rate-period", "1 minute", "--group-rate", "2", "--group-period", "1 s"]
+    result = run("set-limits", "q", *rates, "--running-limit", "5", "--no-group-limit", "--fair", "--no-keep-place")
+    assert (result.exit_code, result.output) == (0, "queue q changed\n")
+    assert limits() == (None, 5, 9, 2, 60, 1, True, False)
+    assert run("set-limits", "q", "--running-limit", "6").exit_code == 0
+    assert limits() == (1, 6, None, None, None, None, False, True)
+    assert run("set-limits", "q", "--group-limit", "3").exit_code == 0
+    assert limits()[:2] == (3, None)
+    assert run("set-limits", "q", "--group-limit", "1").exit_code == 0
+    assert limits() == begun
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (["q"], "name a limit"),
+        (["q", "--group-limit", "2", "--no-group-limit"], "not both"),
+        (["q", "--rate", "5"], "the period of rate must be given"),
+        (["q", "--running-limit", "0"], "running_limit must be"),
+        (["q", "--rate", "5", "--rate-period", "soon"], "soon"),
+        (["nowhere", "--fair"], "nowhere"),
+    ],
+)
+def test_what_is_no_limit_is_explained(run: Run, client: Client, bad: list[str], message: str) -> None:
+    result = run("set-limits", *bad)
+    assert (result.exit_code, "Error" in result.output, message in result.output) == (1, True, True), result.output
+
+
+def test_unique_keys_are_set_all_together(run: Run, client: Client) -> None:
+    def keys() -> tuple[Any, ...]:
+        (queue,) = client.queues()
+        return queue.unique_until, queue.unique_for and queue.unique_for.total_seconds(), queue.on_repeat
+
+    result = run("set-unique", "q", "--unique-for", "1 hour", "--on-repeat", "debounce")
+    assert (result.exit_code, result.output) == (0, "queue q changed\n")
+    assert keys() == (None, 3600, "debounce")
+    assert run("set-unique", "q", "--unique-until", "claimed").exit_code == 0
+    assert keys() == ("claimed", None, "keep")
+    assert run("set-unique", "q", "--on-repeat", "replace").exit_code == 0
+    assert keys() == ("finished", None, "replace")
+
+
+@pytest.mark.parametrize(
+    ("bad", "code", "message"),
+    [
+        (["q"], 1, "name a setting"),
+        (["q", "--unique-until", "claimed", "--unique-for", "1 h"], 1, "not both"),
+        (["q", "--unique-for", "0"], 1, "between 1 ms and 10 years"),
+        (["q", "--unique-until", "never"], 2, "never"),
+        (["nowhere", "--on-repeat", "keep"], 1, "nowhere"),
+    ],
+)
+def test_what_is_no_unique_setting_is_explained(
+    run: Run, client: Client, bad: list[str], code: int, message: str
+) -> None:
+    result = run("set-unique", *bad)
+    assert (result.exit_code, "Error" in result.output, message in result.output) == (code, True, True), result.output
+
+
+def test_a_queue_is_purged_by_state(run: Run, client: Client) -> None:
+    client.enqueue_many("q", [{}] * 3)
+    client.enqueue("q", delay=3600)
+    (job,) = client.claim("q")
+    client.reject(job.id, job.lease, retry=False)
+    assert listed(run, "purge", "q", "--state", "scheduled") == {"purged": 1}
+    assert run("purge", "q", "--state", "dead").output == "1 purged\n"
+    assert run("purge", "q", "--all").output == "2 purged\n"
+    assert listed(run, "purge", "q", "--all") == {"purged": 0}
+    for state in ("ready", "parked", "waiting", "retrying", "archived"):
+        assert run("purge", "q", "--state", state).output == "0 purged\n"
+
+
+@pytest.mark.parametrize(
+    ("bad", "code", "message"),
+    [
+        (["q"], 1, "--all"),
+        (["q", "--all", "--state", "ready"], 1, "--all"),
+        (["q", "--state", "running"], 2, "running"),
+        (["nowhere", "--all"], 1, "nowhere"),
+    ],
+)
+def test_nothing_is_purged_by_mistake(run: Run, client: Client, bad: list[str], code: int, message: str) -> None:
+    client.enqueue("q")
+    result = run("purge", *bad)
+    assert (result.exit_code, "Error" in result.output, message in result.output) == (code, True, True), result.output
+    assert client.stats()[0].ready == 1
 
 
 def test_a_queue_is_paused_and_resumed(run: Run, client: Client) -> None:

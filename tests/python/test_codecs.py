@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
@@ -20,8 +19,8 @@ import pgqueue
 from pgqueue import App, Client, InvalidArgument, Job
 from pgqueue.codecs import by_annotations
 from tests.python.conftest import Running
+from tests.python.support import Until
 
-Until = Callable[[int, str], None]
 NOON = datetime(2026, 1, 1, 12, tzinfo=timezone.utc)
 
 

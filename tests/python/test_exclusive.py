@@ -23,7 +23,7 @@ import pgqueue
 from pgqueue import AsyncClient, Client, InvalidArgument, NullArgument
 from pgqueue.exclusive import Exclusive, ExclusiveLost
 from tests.pgbouncer.bouncer import PgBouncer
-from tests.python.support import Face, eventually
+from tests.python.support import Face, alive, eventually
 
 Connection = psycopg.Connection[Any]
 
@@ -339,8 +339,8 @@ def test_it_leaves_no_setting_behind_in_the_pool(bouncer: PgBouncer, module_dsn:
 class Node:
     """`pgqueue exclusive NAME -- …`, which appends its pid to a file, and again every 10 ms."""
 
-    def __init__(self, dsn: str, name: str, *command: str, options: tuple[str, ...] = ()) -> None:
-        code = "from pgqueue.cli import main; main(prog_name='pgqueue')"
+    def __init__(self, dsn: str, name: str, *command: str, options: tuple[str, ...] = (), before: str = "") -> None:
+        code = f"{before}\nfrom pgqueue.cli import main; main(prog_name='pgqueue')"
         package = Path(pgqueue.__file__).parent.parent
         self.process = subprocess.Popen(
             [sys.executable, "-c", code, "exclusive", "--dsn", dsn, *options, name, "--", *command],
@@ -383,11 +383,20 @@ def pids(log: Path) -> list[list[int]]:
     return [[int(pid) for pid in line.split()] for line in log.read_text().splitlines()] if log.exists() else []
 
 
-def alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+def test_a_signal_while_the_command_is_being_started_is_passed_on(client: Client, start: Start, tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    before = f"""
+import os, pathlib, signal, subprocess, time
+start = subprocess.Popen.__init__
+def start_and_be_told(self, *args, **options):
+    start(self, *args, **options)
+    while not pathlib.Path({str(ready)!r}).exists():
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGTERM)
+subprocess.Popen.__init__ = start_and_be_told
+"""
+    command = f"trap 'echo got it; exit 7' TERM; touch {ready}; while :; do sleep 0.01; done"
+    assert start("sh", "-c", command, before=before).end()[:2] == (7, "got it\n")
 
 
 @pytest.mark.parametrize("code", [0, 3])

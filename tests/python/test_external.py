@@ -6,7 +6,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
@@ -18,9 +18,7 @@ import pytest
 
 from pgqueue import App, Client, Job, Worker
 from pgqueue.worker.external import command_app, http_app
-from tests.python.support import alive, eventually
-
-Until = Callable[[int, str], None]
+from tests.python.support import Until, alive, eventually, status
 
 
 @contextmanager
@@ -28,12 +26,6 @@ def working(app: App) -> Iterator[Worker]:
     with Worker(app, ["q"], poll=0.05, grace=1) as worker:
         yield worker
     app.close()
-
-
-def status(client: Client, job: int) -> Any:
-    state = client.job_status(job)
-    assert state is not None
-    return state
 
 
 # Commands -------------------------------------------------------------------------------------------------------------
@@ -93,6 +85,14 @@ def test_a_command_that_fails(client: Client, dsn: str, until: Until, command: s
     assert status(client, job).error == error
 
 
+def test_of_a_long_error_the_beginning_is_not_lost(client: Client, dsn: str, until: Until) -> None:
+    job = client.enqueue("q", max_attempts=1)
+    with working(command_app(dsn, "seq 100000 >&2; echo last >&2; exit 3")):
+        until(job, "dead")
+    error = status(client, job).error
+    assert (error[:11], error[-5:]) == ("exit code 3", "\nlast")
+
+
 @pytest.mark.parametrize(("out", "seconds"), [("", 60), ("3600", 3600), ("nonsense", 60), ("-5", 0)])
 def test_a_command_puts_its_job_off(client: Client, dsn: str, until: Until, out: str, seconds: int) -> None:
     job = client.enqueue("q", max_attempts=1)
@@ -114,6 +114,37 @@ def test_a_command_is_ended_after_its_timeout_with_all_that_it_started(
         until(job, "dead")
         eventually(lambda: not alive(int(child.read_text())))
     assert "TimedOut: after 0.5 seconds" in status(client, job).error
+
+
+def test_a_command_has_time_to_clean_up(client: Client, dsn: str, until: Until, tmp_path: Path) -> None:
+    """It keeps its job meanwhile, and what it says at the end is told."""
+    client.alter_queue("q", lease=1)
+    done = tmp_path / "done"
+    job = client.enqueue("q", max_attempts=1)
+    command = f"trap 'echo ending >&2; sleep 2; echo yes > {done}; exit 0' TERM; sleep 3600 & wait"
+    with working(command_app(dsn, command, timeout=0.3)):
+        until(job, "dead")
+        assert done.read_text() == "yes\n"
+    assert [attempt.attempt for attempt in client.attempts(job)] == [1]
+    assert status(client, job).error == "TimedOut: after 0.3 seconds\nending"
+
+
+def test_what_ignores_the_signal_is_killed(
+    client: Client, dsn: str, until: Until, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command itself, and what it has left behind with neither standard output nor error."""
+    monkeypatch.setattr("pgqueue.worker.external.PATIENCE", 0.3)
+    children = [tmp_path / "one", tmp_path / "two"]
+    loop = "trap '' TERM; echo $$ > {}; while :; do sleep 0.1; done"
+    commands = [
+        loop.format(children[0]),
+        f'sh -c "{loop.format(children[1]).replace("$", chr(92) + "$")}" >/dev/null 2>&1 & wait',
+    ]
+    for child, command in zip(children, commands, strict=True):
+        job = client.enqueue("q", max_attempts=1)
+        with working(command_app(dsn, command, timeout=0.5)):
+            until(job, "dead")
+            eventually(lambda child=child: not alive(int(child.read_text())))  # type: ignore[misc]
 
 
 def test_a_command_is_ended_when_its_job_is_cancelled(client: Client, dsn: str, until: Until, tmp_path: Path) -> None:
@@ -211,6 +242,7 @@ def test_an_answer_of_2xx_acknowledges(
         ((404, {}, b""), "404 Not Found"),
         ((503, {}, b""), "503 Service Unavailable"),
         ((301, {"Location": "/"}, b""), "301 Moved Permanently"),
+        ((500, {}, b"x" * 50_000), "500 Internal Server Error\nxxx"),
         ((0, {}, b""), "RemoteProtocolError"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import threading
@@ -21,9 +22,8 @@ from pgqueue import REJECT, App, Client, Job, Middleware, QueueNotFound, Reject
 from pgqueue.logs import JsonFormatter
 from pgqueue.middleware import Logging, Request, Sentry, Timing, Tracing
 from tests.python.conftest import Running
-from tests.python.support import eventually
+from tests.python.support import Until, eventually
 
-Until = Callable[[int, str], None]
 pytestmark = pytest.mark.usefixtures("client")
 both = pytest.mark.parametrize("kind", ["sync", "async"])
 tenant: ContextVar[str] = ContextVar("tenant", default="nobody")
@@ -97,6 +97,31 @@ def test_a_context_travels_with_the_job(app: App, client: Client, running: Runni
     results = [state.result for job in jobs if (state := client.job_status(job))]
     assert results == [["ann", {"tenant": "ann"}], *[["ann", {"x": 1, "tenant": "ann"}]] * 2]
     assert task.options.headers is None
+
+
+@both
+@pytest.mark.parametrize("timeout", [None, 10])
+def test_what_a_handler_sets_is_not_seen_by_the_next_one(
+    app: App, client: Client, running: Running, kind: str, timeout: float | None
+) -> None:
+    """Also when jobs are claimed ahead, and one coroutine or thread runs them one after the other."""
+    seen: list[str] = []
+
+    def look(job: Job) -> None:
+        seen.append(tenant.get())
+        tenant.set(f"job {job.id}")
+
+    async def look_async(job: Job) -> None:
+        look(job)
+        await asyncio.sleep(0)
+        assert tenant.get() == f"job {job.id}"
+        assert asyncio.current_task() is not None
+
+    app.task("t", queue="q", timeout=timeout)(look if kind == "sync" else look_async).enqueue_many([{}] * 500)
+    with running(concurrency=2):
+        eventually(lambda: len(seen) == 500)
+    assert set(seen) == {"nobody"}
+    assert client.stats()[0].retrying == 0
 
 
 @both

@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -14,10 +15,10 @@ import pytest
 
 from pgqueue import ACK, REJECT, App, Cancel, Client, Job, JobAttempt, LeaseLost, Reject, Retry, Snooze, TimedOut
 from pgqueue.outcomes import retry_in
+from pgqueue.worker.run import Runner
+from pgqueue.worker.slots import Item
 from tests.python.conftest import Running
-from tests.python.support import eventually
-
-Until = Callable[[int, str], None]
+from tests.python.support import Until, eventually, status
 
 
 def add(app: App, kind: str, function: Callable[[Job], Any], **options: Any) -> int:
@@ -31,12 +32,6 @@ def add(app: App, kind: str, function: Callable[[Job], Any], **options: Any) -> 
 
 def last(client: Client, job: int) -> JobAttempt:
     return client.attempts(job)[-1]
-
-
-def status(client: Client, job: int) -> Any:
-    state = client.job_status(job)
-    assert state is not None
-    return state
 
 
 def raising(*errors: BaseException | Any) -> Callable[[Job], Any]:
@@ -306,6 +301,38 @@ def test_a_handler_that_does_not_end_loses_its_job(
     first = client.attempts(job)[0]
     assert first.error is not None
     assert "does not end" in first.error
+
+
+def test_a_handler_that_ends_while_its_job_is_taken_away_harms_no_other_job(
+    app: App, client: Client, running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lease that both share is extended all the same."""
+    client.create_queue("one", shards=1, lease=1)
+    release = threading.Event()
+    give_up = Runner._give_up
+
+    def give_up_later(self: Runner, item: Item) -> None:
+        release.set()
+        time.sleep(0.3)
+        give_up(self, item)
+
+    monkeypatch.setattr(Runner, "_give_up", give_up_later)
+
+    @app.task("stubborn", queue="one", timeout=0.1, retry=False)
+    def stubborn() -> None:
+        while not release.is_set():
+            with suppress(TimedOut):
+                time.sleep(0.01)
+
+    @app.task("long", queue="one")
+    def long() -> None:
+        time.sleep(4)
+
+    jobs = [stubborn.enqueue(), long.enqueue()]
+    with running(queues=["one"], concurrency=2):
+        eventually(lambda: all(status(client, job).state in ("done", "dead") for job in jobs))
+    assert len({client.attempts(job)[0].lease for job in jobs}) == 1
+    assert len(client.attempts(jobs[1])) == 1
 
 
 @pytest.mark.parametrize("wrong", [0, -1, timedelta(0), float("nan")])

@@ -11,14 +11,17 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgqueue import App, Client, Job
-from pgqueue._calls import HeldJob, JsonText
+from pgqueue import App, Client, Job, QueueNotFound, TimedOut, VersionMismatch
+from pgqueue._calls import Call, HeldJob, JsonText, check_queue
+from pgqueue.worker.heartbeat import Heartbeat
 from pgqueue.worker.leases import Leases
 from pgqueue.worker.link import Link, is_transient
 from pgqueue.worker.listen import Listener
+from pgqueue.worker.maintain import maintain
 from pgqueue.worker.run import arguments, describe, unknown
 from pgqueue.worker.settle import Settler
 from pgqueue.worker.slots import Item, Slots
+from pgqueue.worker.timeouts import GivenUp, Run, Timeouts
 from pgqueue.worker.wake import Wake
 from tests.python.support import eventually
 
@@ -159,6 +162,116 @@ def test_a_wake_is_not_lost_and_has_a_timeout() -> None:
     asyncio.run(main())
 
 
+def test_a_wake_in_the_moment_when_time_is_over_counts_once() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        for ticks in range(6):
+            wake = Wake()
+            waiting = asyncio.create_task(wake.wait(0))
+            for _ in range(ticks):
+                await asyncio.sleep(0)
+            wake.set()
+            noticed, began = await waiting, loop.time()
+            assert await wake.wait(0.05) is not noticed, f"after {ticks} ticks"
+            assert not noticed or loop.time() - began >= 0.04, f"after {ticks} ticks"
+
+    asyncio.run(main())
+
+
+class Refusing(Link):
+    """A link to a database that refuses some calls."""
+
+    def __init__(self, *refused: bytes) -> None:
+        super().__init__("", "test")
+        self.refused = refused
+        self.calls: list[bytes] = []
+
+    async def call(self, call: Call[Any]) -> Any:
+        self.calls.append(call.sql)
+        if any(name in call.sql for name in self.refused):
+            raise VersionMismatch("it was upgraded")
+        return {7: 0.3} if b"extend" in call.sql else [] if b"cancel" in call.sql else {"more": False}
+
+    def count(self, name: bytes) -> int:
+        return sum(name in sql for sql in self.calls)
+
+
+def test_the_heartbeat_goes_on_when_a_job_cannot_be_rejected() -> None:
+    async def main() -> None:
+        leases, link = Leases(), Refusing(b"pgq.reject")
+        heartbeat = Heartbeat(link, leases, None, lambda lost: None, lambda cancelled: None)
+        heartbeat.start()
+        leases.add([held(1, 7, expires_in=0.3), held(2, 7, expires_in=0.3)], time.monotonic())
+        heartbeat.reject(held(1, 7), "it does not end")
+        await asyncio.to_thread(eventually, lambda: link.count(b"pgq.reject"))
+        before = link.count(b"pgq.extend_many")
+        await asyncio.to_thread(eventually, lambda: link.count(b"pgq.extend_many") > before + 1, timeout=5)
+        await heartbeat.stop()
+
+    asyncio.run(main())
+
+
+def test_maintenance_goes_on_after_an_error() -> None:
+    async def main() -> None:
+        link = Refusing(b"pgq.maintain")
+        task = asyncio.create_task(maintain(link, 0.01))
+        await asyncio.to_thread(eventually, lambda: link.count(b"pgq.maintain") > 2 or task.done())
+        assert not task.done()
+        task.cancel()
+
+    asyncio.run(main())
+
+
+def test_what_ends_in_time_is_not_told_and_what_does_not_is_given_up() -> None:
+    given_up: list[Item] = []
+    timeouts = Timeouts(given_up.append)
+    quick, slow = Run(item(1), 0.05, None), Run(item(2), 0.05, None)
+    timeouts.add(quick)
+    timeouts.add(slow)
+    timeouts.remove(quick)
+    eventually(lambda: given_up == [slow.item])
+    timeouts.remove(quick)
+    for _ in range(2):
+        with pytest.raises(GivenUp):
+            timeouts.remove(slow)
+    assert not quick.told
+    timeouts.stop()
+
+
+def test_a_thread_may_be_told_at_any_step_of_its_end() -> None:
+    """Also while it notes its end: no lock stays locked, no exception comes later, and the watch goes on."""
+    timeouts = Timeouts(lambda item: None)
+    ended: list[int] = []
+
+    def be_busy(
+        seconds: float,
+    ) -> None:  # no loop in the `try`: Python 3.13.0 does not cover its end
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            pass
+
+    def work(number: int) -> None:
+        for n in range(150):
+            run = Run(item(number), 0.004 + n % 10 * 0.0001, threading.get_ident())
+            try:
+                try:
+                    timeouts.add(run)
+                    be_busy(0.0042)
+                finally:
+                    timeouts.remove(run)
+            except TimedOut:
+                timeouts.remove(run)
+        ended.append(number)
+
+    threads = [threading.Thread(target=work, args=[number], daemon=True) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(ended) == [0, 1, 2, 3]
+    timeouts.stop()
+
+
 def test_arguments_come_from_the_payload() -> None:
     assert arguments(Item(held(1, payload={"n": 3}), app.tasks["sync"])) == {"n": 3}
     given = arguments(Item(held(1, payload={"n": 3}), app.tasks["async"]))
@@ -218,6 +331,21 @@ def test_a_link_comes_back(dsn: str, db: psycopg.Connection[Any]) -> None:
         db.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'pgq-worker/test'")
         assert await link.insist(version(), asyncio.sleep) == "0.2.0"
         assert not link.failing
+        await link.close()
+
+    asyncio.run(main())
+
+
+def test_a_look_whether_a_queue_exists_leaves_no_watch(dsn: str, client: Client, db: psycopg.Connection[Any]) -> None:
+    """As the session may be a pooler's, and go on."""
+
+    async def main() -> None:
+        link = Link(dsn, "test")
+        await link.call(check_queue("q"))
+        with pytest.raises(QueueNotFound):
+            await link.call(check_queue("nowhere"))
+        mine = "database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        assert db.execute(f"SELECT FROM pg_locks WHERE locktype = 'advisory' AND {mine}").fetchall() == []
         await link.close()
 
     asyncio.run(main())

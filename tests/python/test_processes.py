@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -68,6 +70,19 @@ def test_a_second_signal_ends_at_once(
 
 
 @pytest.mark.direct("gates are locks of a session")
+def test_it_ends_whatever_handlers_have_left_in_threads(
+    client: Client, db: Database, start_worker: Start, closed: Callable[[], None], until: Callable[[int, str], None]
+) -> None:
+    job = client.enqueue("q", {"gate": 1}, task="elsewhere")
+    worker = start_worker("--grace", "0.2")
+    eventually(lambda: started(db) == 1)
+    worker.terminate()
+    assert worker.wait(10) == 1
+    until(job, "ready")
+    closed()
+
+
+@pytest.mark.direct("gates are locks of a session")
 def test_a_killed_worker_loses_nothing(
     client: Client, db: Database, start_worker: Start, closed: Callable[[], None]
 ) -> None:
@@ -96,6 +111,23 @@ def test_a_job_that_kills_its_worker_is_dead_after_exactly_max_attempts(
     assert client.redrive("q") == 1
     worker.wait()
     assert started(db) == 4
+
+
+def test_a_signal_while_a_process_is_being_started_reaches_it() -> None:
+    code = """
+import os, signal, subprocess, sys
+from pgqueue.worker.processes import Processes
+
+start = subprocess.Popen.__init__
+
+def start_and_be_told(self, *args, **options):
+    start(self, *args, **options)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+subprocess.Popen.__init__ = start_and_be_told
+sys.exit(Processes(["sleep", "60"], 2).main())
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=40).returncode == 128 + signal.SIGTERM
 
 
 def test_termination_under_load_loses_nothing_and_repeats_nothing(

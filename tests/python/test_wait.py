@@ -238,6 +238,34 @@ def test_a_queue_that_does_not_notify_is_looked_at(client: Client, db: psycopg.C
         assert found is not None
 
 
+@pytest.mark.direct("listens")
+def test_a_wait_that_is_cancelled_while_it_connects_leaves_no_connection(
+    client: Client, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: asyncio.Queue[psycopg.AsyncConnection[Any]] = asyncio.Queue()
+
+    class Slow(psycopg.AsyncConnection[Any]):
+        async def execute(self, query: Any, *args: Any, **options: Any) -> Any:
+            if query == "SELECT pg_backend_pid()":
+                opened.put_nowait(self)
+                await asyncio.sleep(60)
+            return await super().execute(query, *args, **options)
+
+    async def main() -> None:
+        async with AsyncClient(dsn) as tasks:
+            job = await tasks.enqueue("q")
+            monkeypatch.setattr(psycopg, "AsyncConnection", Slow)
+            for _ in range(6):  # more often than it may have connections
+                wait = asyncio.create_task(tasks.wait(job))
+                connection = await asyncio.wait_for(opened.get(), 10)
+                wait.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await wait
+                assert connection.closed
+
+    asyncio.run(main())
+
+
 def test_a_cancelled_wait_ends(client: Client, dsn: str) -> None:
     async def main() -> None:
         async with AsyncClient(dsn) as tasks:

@@ -15,15 +15,7 @@ import pytest
 from pgqueue import App, Client, Job, QueueNotFound, SchemaMissing, Worker
 from tests.cluster import Cluster
 from tests.python.conftest import Running
-from tests.python.support import eventually
-
-Until = Callable[[int, str], None]
-
-
-def status(client: Client, job: int) -> Any:
-    state = client.job_status(job)
-    assert state is not None
-    return state
+from tests.python.support import Until, eventually, status
 
 
 def test_it_runs_sync_and_async_handlers_and_keeps_results(
@@ -248,6 +240,34 @@ def test_it_works_on_several_queues(app: App, client: Client, running: Running) 
     with running(queues=["q", "other"], concurrency=2):
         eventually(lambda: len(seen) == 100)
     assert {"q", "other"} == set(seen[:20]), "one queue starves"
+
+
+@pytest.mark.direct("LISTEN belongs to a session")
+def test_an_empty_variable_names_no_connection_to_listen_on(
+    app: App, client: Client, running: Running, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGQUEUE_LISTEN_DSN", "")
+    task = app.task("t", queue="q")(lambda: None)
+    with running(poll=50):
+        until(task.enqueue(), "done")
+        time.sleep(0.2)
+        until(task.enqueue(), "done")
+
+
+@pytest.mark.parametrize("listen", [True, False])
+def test_it_goes_on_when_one_of_its_queues_is_dropped(
+    app: App, client: Client, running: Running, until: Until, listen: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    client.create_queue("other")
+    task = app.task("t", queue="q")(lambda: None)
+    with running(queues=["q", "other"], poll=0.05, listen=listen):
+        until(task.enqueue(), "done")
+        client.drop_queue("other")
+        eventually(lambda: "looking again" in caplog.text)
+        time.sleep(0.2)
+        until(task.enqueue(), "done")
+        client.create_queue("other")
+        until(task.using(queue="other").enqueue(), "done")
 
 
 @pytest.mark.direct("LISTEN belongs to a session")

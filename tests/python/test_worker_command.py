@@ -25,10 +25,9 @@ from pgqueue.worker.health import Health
 from pgqueue.worker.worker import _turns
 from tests.python.conftest import Running, WorkerProcess
 from tests.python.handlers import count
-from tests.python.support import alive, eventually
+from tests.python.support import Until, alive, eventually
 
 Start = Callable[..., WorkerProcess]
-Until = Callable[[int, str], None]
 
 
 def pids(db: psycopg.Connection[Any]) -> set[int]:
@@ -109,7 +108,8 @@ def ask(port: int, path: str, method: str = "GET") -> int:
         with urllib.request.urlopen(request, timeout=5) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
-        return error.code
+        with error:
+            return error.code
 
 
 def test_a_worker_tells_how_it_is(app: App, client: Client, running: Running) -> None:
@@ -200,6 +200,8 @@ def test_a_dry_run_says_what_it_would_do(client: Client, dsn: str) -> None:
         (["--exec", "true", "-q", "q", "--weight", "q=0"], "from 1 to 100"),
         (["--exec", "true", "-q", "q", "--health", "x"], "no address"),
         (["--exec", "true", "-q", "q", "--timeout", "0"], "positive"),
+        (["--exec", "true", "-q", "q", "--poll", "0"], "more than 0"),
+        (["--exec", "", "-q", "q"], "Give either APP"),
         (["--exec", "true", "-q", "q", "--processes", "0"], "x>=1"),
     ],
 )
@@ -207,6 +209,14 @@ def test_what_makes_no_sense_is_explained(arguments: list[str], message: str) ->
     result = command(*arguments)
     assert result.exit_code in (1, 2)
     assert message in result.output
+
+
+def test_an_error_of_the_app_s_module_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_app.py").write_text("int('x')")
+    monkeypatch.chdir(tmp_path)
+    result = command("broken_app:app")
+    assert isinstance(result.exception, ValueError)
+    assert "invalid literal" in str(result.exception)
 
 
 def test_a_command_without_python(client: Client, dsn: str, until: Until) -> None:

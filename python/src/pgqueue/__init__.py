@@ -8,54 +8,19 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.2.0"
 
 # Imported when first used: psycopg alone takes longer to load than a short script wants to wait.
-_HOMES = {
-    "App": "app",
-    "Job": "app",
-    "Task": "app",
-    "AsyncClient": "client",
-    "AsyncExclusive": "exclusive",
-    "BatchState": "client",
-    "ClaimedJob": "client",
-    "Client": "client",
-    "DeadLetter": "client",
-    "Enqueued": "client",
-    "Exclusive": "exclusive",
-    "ExclusiveLost": "exclusive",
-    "Failure": "client",
-    "Finding": "client",
-    "Holder": "client",
-    "JobAttempt": "client",
-    "JobState": "client",
-    "LiveJob": "client",
-    "QueueActivity": "client",
-    "QueueSetting": "client",
-    "QueueStat": "client",
-    "WorkerStat": "client",
-    "FeatureNotSupported": "errors",
-    "InvalidArgument": "errors",
-    "LeaseLost": "errors",
-    "NotReadCommitted": "errors",
-    "NotWaiting": "errors",
-    "NullArgument": "errors",
-    "PayloadRejected": "errors",
-    "PermissionDenied": "errors",
-    "PgqError": "errors",
-    "QueueExists": "errors",
-    "QueueNotEmpty": "errors",
-    "QueueNotFound": "errors",
-    "SchemaMissing": "errors",
-    "VersionMismatch": "errors",
-    "Middleware": "middleware",
-    "ACK": "outcomes",
-    "REJECT": "outcomes",
-    "Cancel": "outcomes",
-    "Outcome": "outcomes",
-    "Reject": "outcomes",
-    "Retry": "outcomes",
-    "Snooze": "outcomes",
-    "TimedOut": "outcomes",
-    "Worker": "worker",
+_MODULES = {
+    "app": "App Job Task",
+    "client": "AsyncClient BatchState ClaimedJob Client DeadLetter Enqueued Failure Finding Holder JobAttempt "
+    "JobState LiveJob QueueActivity QueueSetting QueueStat WorkerStat",
+    "exclusive": "AsyncExclusive Exclusive ExclusiveLost",
+    "errors": "FeatureNotSupported InvalidArgument LeaseLost NotReadCommitted NotWaiting NullArgument "
+    "PayloadRejected PermissionDenied PgqError QueueExists QueueNotEmpty QueueNotFound SchemaMissing "
+    "VersionMismatch",
+    "middleware": "Middleware",
+    "outcomes": "ACK REJECT Cancel Outcome Reject Retry Snooze TimedOut",
+    "worker": "Worker",
 }
+_HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
 
 if TYPE_CHECKING:
     from pgqueue.app import App, Job, Task

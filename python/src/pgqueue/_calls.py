@@ -21,6 +21,7 @@ import psycopg
 from pgqueue.errors import InvalidArgument
 
 T = TypeVar("T")
+N = TypeVar("N", bound=NamedTuple)
 Json: TypeAlias = Any
 """Whatever ``json.dumps`` takes: dict, list, str, int, float, bool, None."""
 Interval: TypeAlias = timedelta | float | str
@@ -291,32 +292,14 @@ def _values(rows: list[Row]) -> list[Any]:
     return [row[0] for row in rows]
 
 
-def _claimed(rows: list[Row]) -> list[ClaimedJob]:
-    return list(map(ClaimedJob._make, rows))
+def _all(of: type[N]) -> tuple[Callable[[list[Row]], list[N]], str]:
+    """Read every row as one of these; returns the decoder, and the columns to ask for."""
+    return lambda rows: list(map(of._make, rows)), ", ".join(of._fields)
 
 
-def _enqueued(rows: list[Row]) -> Enqueued:
-    return Enqueued._make(rows[0])
-
-
-def _all_enqueued(rows: list[Row]) -> list[Enqueued]:
-    return list(map(Enqueued._make, rows))
-
-
-def _state(rows: list[Row]) -> JobState | None:
-    return JobState._make(rows[0]) if rows else None
-
-
-def _batch_state(rows: list[Row]) -> BatchState | None:
-    return BatchState._make(rows[0]) if rows else None
-
-
-def _holder(rows: list[Row]) -> Holder | None:
-    return Holder._make(rows[0]) if rows else None
-
-
-def _columns(of: type[NamedTuple]) -> str:
-    return ", ".join(of._fields)
+def _one(of: type[N]) -> tuple[Callable[[list[Row]], N | None], str]:
+    """Read the only row, if there is one."""
+    return lambda rows: of._make(rows[0]) if rows else None, ", ".join(of._fields)
 
 
 # The encoders
@@ -630,7 +613,7 @@ def enqueue_unique(
         >>> client.enqueue_unique("reports", {"day": "2026-01-01"}, unique_key="daily")
         Enqueued(id=44, inserted=True)
     """
-    return _call(enqueue_unique, locals(), _enqueued)
+    return _call(enqueue_unique, locals(), lambda rows: Enqueued._make(rows[0]))
 
 
 def enqueue_unique_many(
@@ -667,7 +650,7 @@ def enqueue_unique_many(
         >>> client.enqueue_unique_many("reports", [{"day": 1}, {"day": 2}], ["1", "2"])
         [Enqueued(id=45, inserted=True), Enqueued(id=46, inserted=True)]
     """
-    return _call(enqueue_unique_many, locals(), _all_enqueued)
+    return _call(enqueue_unique_many, locals(), *_all(Enqueued))
 
 
 def batch(
@@ -752,7 +735,7 @@ def claim(
         ...     send(**job.payload)
         ...     client.ack(job.id, job.lease)
     """
-    return _call(claim, locals(), _claimed, _columns(ClaimedJob))
+    return _call(claim, locals(), *_all(ClaimedJob))
 
 
 def ack(id: int, lease: int, result: Json = None, *, connection: AnyConnection | None = None) -> Call[None]:
@@ -1060,7 +1043,7 @@ def job_status(id: int, *, connection: AnyConnection | None = None) -> Call[JobS
         >>> client.job_status(42).state
         'done'
     """
-    return _call(job_status, locals(), _state, _columns(JobState))
+    return _call(job_status, locals(), *_one(JobState))
 
 
 def batch_status(id: int, *, connection: AnyConnection | None = None) -> Call[BatchState | None]:
@@ -1076,7 +1059,7 @@ def batch_status(id: int, *, connection: AnyConnection | None = None) -> Call[Ba
         >>> client.batch_status(147)
         BatchState(id=147, done=98, failed=0, pending=2)
     """
-    return _call(batch_status, locals(), _batch_state, _columns(BatchState))
+    return _call(batch_status, locals(), *_one(BatchState))
 
 
 def waits_for(id: int, n: int | None = None, *, connection: AnyConnection | None = None) -> Call[list[int]]:
@@ -1109,7 +1092,7 @@ def attempts(id: int, *, connection: AnyConnection | None = None) -> Call[list[J
         >>> [(a.attempt, a.state, a.error) for a in client.attempts(42)]
         [(1, 'retry', 'timeout'), (2, 'done', None)]
     """
-    return _call(attempts, locals(), lambda rows: list(map(JobAttempt._make, rows)), _columns(JobAttempt))
+    return _call(attempts, locals(), *_all(JobAttempt))
 
 
 def progress(id: int, lease: int, value: Json, *, connection: AnyConnection | None = None) -> Call[bool]:
@@ -1267,7 +1250,7 @@ def exclusive_holder(name: str, *, connection: AnyConnection | None = None) -> C
         >>> client.exclusive_holder("nightly report").application_name
         'node 2'
     """
-    return _call(exclusive_holder, locals(), _holder, _columns(Holder))
+    return _call(exclusive_holder, locals(), *_one(Holder))
 
 
 # Queues
@@ -1478,7 +1461,7 @@ def purge_state(queue: str, state: str, *, connection: AnyConnection | None = No
 
     Args:
         queue: its name.
-        state: ``'ready'``, ``'parked'``, ``'scheduled'``, ``'retrying'``, ``'dead'`` or ``'archived'``.
+        state: ``'ready'``, ``'parked'``, ``'scheduled'``, ``'waiting'``, ``'retrying'``, ``'dead'`` or ``'archived'``.
 
     Returns:
         How many there were.
@@ -1583,7 +1566,7 @@ def dead_letters(
         >>> [(letter.id, letter.error) for letter in client.dead_letters("mail", task="send")]
         [(42, 'connection refused')]
     """
-    return _call(dead_letters, locals(), lambda rows: list(map(DeadLetter._make, rows)), _columns(DeadLetter))
+    return _call(dead_letters, locals(), *_all(DeadLetter))
 
 
 def discard(queue: str, ids: Iterable[int], *, connection: AnyConnection | None = None) -> Call[int]:
@@ -1707,7 +1690,7 @@ def stats(*, connection: AnyConnection | None = None) -> Call[list[QueueStat]]:
         >>> [(s.queue, s.ready) for s in client.stats()]
         [('mail', 1200)]
     """
-    return _call(stats, locals(), lambda rows: list(map(QueueStat._make, rows)), _columns(QueueStat))
+    return _call(stats, locals(), *_all(QueueStat))
 
 
 def queues(*, connection: AnyConnection | None = None) -> Call[list[QueueSetting]]:
@@ -1720,7 +1703,7 @@ def queues(*, connection: AnyConnection | None = None) -> Call[list[QueueSetting
         >>> [(q.queue, q.max_attempts) for q in client.queues()]
         [('mail', 5)]
     """
-    return _call(queues, locals(), lambda rows: list(map(QueueSetting._make, rows)), _columns(QueueSetting))
+    return _call(queues, locals(), *_all(QueueSetting))
 
 
 def jobs(
@@ -1753,7 +1736,7 @@ def jobs(
         >>> [(job.id, job.worker) for job in client.jobs("mail", state="running")]
         [(42, 'host:4711')]
     """
-    return _call(jobs, locals(), lambda rows: list(map(LiveJob._make, rows)), _columns(LiveJob))
+    return _call(jobs, locals(), *_all(LiveJob))
 
 
 def workers(*, connection: AnyConnection | None = None) -> Call[list[WorkerStat]]:
@@ -1766,7 +1749,7 @@ def workers(*, connection: AnyConnection | None = None) -> Call[list[WorkerStat]
         >>> [(w.worker, w.jobs) for w in client.workers()]
         [('host:4711', 8)]
     """
-    return _call(workers, locals(), lambda rows: list(map(WorkerStat._make, rows)), _columns(WorkerStat))
+    return _call(workers, locals(), *_all(WorkerStat))
 
 
 def activity(period: Interval | None = None, *, connection: AnyConnection | None = None) -> Call[list[QueueActivity]]:
@@ -1785,7 +1768,7 @@ def activity(period: Interval | None = None, *, connection: AnyConnection | None
         >>> [(q.queue, q.ready, q.done_rate) for q in client.activity()]
         [('mail', 1200, 56.2)]
     """
-    return _call(activity, locals(), lambda rows: list(map(QueueActivity._make, rows)), _columns(QueueActivity))
+    return _call(activity, locals(), *_all(QueueActivity))
 
 
 def failures(n: int | None = None, *, connection: AnyConnection | None = None) -> Call[list[Failure]]:
@@ -1804,7 +1787,7 @@ def failures(n: int | None = None, *, connection: AnyConnection | None = None) -
         >>> [(f.id, f.kind, f.error) for f in client.failures(1)]
         [(42, 'retry', 'timeout')]
     """
-    return _call(failures, locals(), lambda rows: list(map(Failure._make, rows)), _columns(Failure))
+    return _call(failures, locals(), *_all(Failure))
 
 
 def doctor(*, connection: AnyConnection | None = None) -> Call[list[Finding]]:
@@ -1817,7 +1800,7 @@ def doctor(*, connection: AnyConnection | None = None) -> Call[list[Finding]]:
         >>> client.doctor()
         []
     """
-    return _call(doctor, locals(), lambda rows: list(map(Finding._make, rows)), _columns(Finding))
+    return _call(doctor, locals(), *_all(Finding))
 
 
 def version(*, connection: AnyConnection | None = None) -> Call[str]:
@@ -1878,7 +1861,7 @@ def claim_held(queue: str, batch: int, lease_for: Interval | None, worker: str) 
     A claim that is lost in a crash is a job still there. The setting ends with the statement's own transaction, so that
     behind a pooler no other client inherits it. The connection must be in autocommit mode.
     """
-    call = _call(claim, locals(), lambda rows: list(map(HeldJob._make, rows)), _HELD)
+    call = _call(claim, locals(), _all(HeldJob)[0], _HELD)
     return replace(call, sql=call.sql + b", set_config('synchronous_commit', 'off', true)")
 
 
@@ -1890,6 +1873,11 @@ def extend_held(leases: Iterable[int], lease_for: Interval | None) -> Call[dict[
 def watch(queues: Sequence[str]) -> Call[float | None]:
     """Ask this session to be notified; returns in how many seconds the next scheduled job is due."""
     return _call(watch, locals(), _value, _IN_SECONDS.format("watch"))
+
+
+def check_queue(queue: str) -> Call[None]:
+    """Fail if there is no such queue: by a watch, as a consumer may, that ends with the statement."""
+    return _call(watch, {"queues": [queue]}, _nothing, "pgq.unwatch(%(queues)s::text[])")
 
 
 def watch_job(id: int) -> Call[bool]:

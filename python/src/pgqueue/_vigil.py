@@ -14,7 +14,7 @@ import psycopg
 
 from pgqueue import _calls
 from pgqueue._calls import JobState
-from pgqueue._execute import async_execute, execute
+from pgqueue._execute import PID, async_execute, execute, is_pooled
 from pgqueue.errors import PgqError, translated
 from pgqueue.exclusive import seconds
 
@@ -28,7 +28,6 @@ _PATIENCE = 0.05
 """Seconds of looking before a connection is opened, which costs about as much as a few looks."""
 _AGAIN = 20.0
 """Seconds after which the watch is renewed; it counts for a minute."""
-_PID = "SELECT pg_backend_pid()"
 _DEAF = "UNLISTEN *; SELECT pg_advisory_unlock_all()"
 """What a connection that nobody reads from must have done, or the server would wait for it one day."""
 
@@ -113,7 +112,10 @@ class Vigil(_Vigil["psycopg.Connection[Any]"]):
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._give_back()
+        try:
+            self._give_back()
+        finally:
+            self._close()
 
     def sleep(self) -> None:
         """Return when it is time to look again."""
@@ -153,13 +155,12 @@ class Vigil(_Vigil["psycopg.Connection[Any]"]):
         assert self._dsn is not None
         self._ears.may_open()
         try:
-            ear = psycopg.connect(self._dsn, autocommit=True)
-            if ear.execute(_PID, prepare=False).fetchone() != (ear.info.backend_pid,):
-                ear.close()
-                raise psycopg.NotSupportedError("there is a pooler in between")
+            ear = self._ear = psycopg.connect(self._dsn, autocommit=True)
         except BaseException:
             self._ears.closed()
             raise
+        if is_pooled(ear, ear.execute(PID, prepare=False).fetchone()):
+            raise psycopg.NotSupportedError("there is a pooler in between")
         return ear
 
     def _give_back(self) -> None:
@@ -188,10 +189,11 @@ class AsyncVigil(_Vigil["psycopg.AsyncConnection[Any]"]):
     async def __aexit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(value, asyncio.CancelledError):
-            await self._close()  # no time for an answer
-        else:
-            await self._give_back()
+        try:
+            if not isinstance(value, asyncio.CancelledError):  # then there is no time for an answer
+                await self._give_back()
+        finally:
+            await self._close()
 
     async def sleep(self) -> None:
         """Return when it is time to look again."""
@@ -231,13 +233,12 @@ class AsyncVigil(_Vigil["psycopg.AsyncConnection[Any]"]):
         assert self._dsn is not None
         self._ears.may_open()
         try:
-            ear = await psycopg.AsyncConnection.connect(self._dsn, autocommit=True)
-            if await (await ear.execute(_PID, prepare=False)).fetchone() != (ear.info.backend_pid,):
-                await ear.close()
-                raise psycopg.NotSupportedError("there is a pooler in between")
+            ear = self._ear = await psycopg.AsyncConnection.connect(self._dsn, autocommit=True)
         except BaseException:
             self._ears.closed()
             raise
+        if is_pooled(ear, await (await ear.execute(PID, prepare=False)).fetchone()):
+            raise psycopg.NotSupportedError("there is a pooler in between")
         return ear
 
     async def _give_back(self) -> None:

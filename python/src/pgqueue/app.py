@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import functools
 import inspect
 import os
@@ -261,21 +262,12 @@ class Task(Generic[P, R]):
             >>> send.using(delay=60, connection=connection).enqueue(to="ann@example.com")
             42
         """
-        given = {
-            "queue": queue,
-            "priority": priority,
-            "run_at": run_at,
-            "delay": delay,
-            "max_attempts": max_attempts,
-            "unique_key": unique_key,
-            "group_key": group_key,
-            "headers": headers,
-            "after": None if after is None else tuple(after),
-            "on_dead": on_dead,
-            "connection": connection,
-        }
-        changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-        return Task(self.app, self.function, self.name, replace(self.options, **changes), self.limits)
+        changes: dict[str, Any] = {k: value for k, value in locals().items() if k != "self" and value is not None}
+        if after is not None:
+            changes["after"] = tuple(after)
+        other = copy.copy(self)
+        other.options = replace(self.options, **changes)
+        return other
 
     @overload
     def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> int: ...
@@ -424,6 +416,12 @@ class App:
     @dsn.setter
     def dsn(self, dsn: str | None) -> None:
         self.close()
+        with self._lock:
+            clients = list(self._async_clients.items())
+            self._async_clients.clear()
+        for loop, client in clients:  # each can be closed in its own event loop only
+            if not loop.is_closed():
+                asyncio.run_coroutine_threadsafe(client.close(), loop)
         self._dsn = dsn
 
     @property
@@ -472,7 +470,7 @@ class App:
         def decorate(function: Callable[[Job], Any]) -> Task[..., Any]:
             if self.fallback_task is not None:
                 raise ValueError(f"there is already a fallback: {self.fallback_task}")
-            task: Task[..., Any] = Task(self, function, "fallback", Options("default"), _limits(retry, timeout))
+            task: Task[..., Any] = Task(self, function, "fallback", Options("default"), checked_limits(retry, timeout))
             if task.job_parameter is None or len(inspect.signature(function).parameters) != 1:
                 raise TypeError(f"{function!r}: a fallback has one parameter, annotated pgqueue.Job")
             task.takes_payload = False
@@ -580,7 +578,7 @@ class App:
             ... async def send(job: Job, to: str) -> None: ...
         """
         options = Options(queue, priority=priority, max_attempts=max_attempts)
-        return _Decorator(self, name, options, _limits(retry, timeout))
+        return _Decorator(self, name, options, checked_limits(retry, timeout))
 
 
 @dataclass(frozen=True)
@@ -605,7 +603,13 @@ class _Decorator:
         return task
 
 
-def _limits(retry: RetryPolicy | None, timeout: float | timedelta | None) -> Limits:
+def checked_limits(retry: RetryPolicy | None, timeout: float | timedelta | None) -> Limits:
+    """Return the limits of a task, if they are some.
+
+    Raises:
+        ValueError: the timeout is not positive.
+        TypeError: the retry policy is none.
+    """
     seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
     if seconds is not None and not seconds > 0:
         raise ValueError(f"a timeout is positive, and not {timeout}")

@@ -33,7 +33,7 @@ from pgqueue._calls import (
     QueueStat,
     WorkerStat,
 )
-from pgqueue._execute import async_execute, execute
+from pgqueue._execute import PID, async_execute, execute, is_pooled
 from pgqueue._vigil import AsyncVigil, Ears, Vigil
 from pgqueue.adapters import async_connection, sync_connection
 from pgqueue.errors import translated
@@ -453,19 +453,13 @@ class AsyncClient(_Settings):
     grant_admin = _async(_calls.grant_admin)
 
 
-# A pooler has process ids of its own, and may give each transaction to another session.
-_PID = "SELECT pg_backend_pid()"
-
-
 def _configure(connection: psycopg.Connection[Any]) -> None:
-    row = connection.execute(_PID, prepare=False).fetchone()
-    if row != (connection.info.backend_pid,):
+    if is_pooled(connection, connection.execute(PID, prepare=False).fetchone()):
         connection.prepare_threshold = None
 
 
 async def _async_configure(connection: psycopg.AsyncConnection[Any]) -> None:
-    row = await (await connection.execute(_PID, prepare=False)).fetchone()
-    if row != (connection.info.backend_pid,):
+    if is_pooled(connection, await (await connection.execute(PID, prepare=False)).fetchone()):
         connection.prepare_threshold = None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
+from types import UnionType
 from typing import TYPE_CHECKING, Any, Protocol, get_args, get_type_hints
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def _parts(hint: Any) -> Iterator[Any]:
         yield hint
         return
     origin = getattr(hint, "__origin__", None)
-    if isinstance(origin, type) and origin is not object:
+    if isinstance(origin, type) and origin is not UnionType:
         yield origin
     for part in inner:
         yield from _parts(part)

@@ -16,10 +16,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pgqueue import _calls
-from pgqueue._execute import async_execute, execute
+from pgqueue._execute import async_execute, execute, with_defaults
 from pgqueue.errors import PgqError, translated
 
 if TYPE_CHECKING:
@@ -66,8 +65,7 @@ class _Exclusive:
         self.name = name
         self._timeout = seconds(timeout)
         defaults = {**_CLIENT_SIDE, "fallback_application_name": f"pgq-exclusive/{socket.gethostname()}:{os.getpid()}"}
-        given = conninfo_to_dict(dsn)
-        self._dsn = make_conninfo(dsn, **{key: value for key, value in defaults.items() if key not in given})
+        self._dsn = with_defaults(dsn, defaults)
         self._deadline = float("inf")
         self._known = False
         self._holds = False

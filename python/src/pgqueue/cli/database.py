@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -67,9 +67,21 @@ def connection(client: Client) -> Any:
     return client._connection
 
 
+def select(client: Client, query: str) -> list[Any]:
+    """Return the rows of a query for which there is no function, if pgq is there and of a version that fits."""
+    from pgqueue._calls import Call
+
+    return client._run(Call(query.encode(), {}, list, None))
+
+
 def parsed(text: str) -> Any:
     """Read JSON that was given on the command line."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         fail(f"{text!r} is no JSON: {error}")
+
+
+def given(options: Mapping[str, Any]) -> bool:
+    """Whether any of these options is there."""
+    return any(value is not None for value in options.values())

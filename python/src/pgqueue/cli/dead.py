@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from pgqueue.cli.database import database, fail
-from pgqueue.cli.output import json_option, line, seconds, show
+from pgqueue.cli.database import database, fail, given
+from pgqueue.cli.output import json_option, show
 
 if TYPE_CHECKING:
-    from pgqueue import Client, DeadLetter
+    from pgqueue import Client
 
 
 @click.group()
@@ -40,8 +40,8 @@ def _conditions(command: Callable[..., None]) -> Callable[..., None]:
 @database
 def dead_list(client: Client, queue: str, as_json: bool, **conditions: Any) -> None:
     """List dead letters in the order of their ids."""
-    letters = client.dead_letters(queue, **conditions)
-    show(letters if as_json else [_DeadLine.of(letter) for letter in letters], as_json, title="dead letters")
+    columns = ("id", "task", "attempt", "died_at", "error")
+    show(client.dead_letters(queue, **conditions), as_json, "dead letters", columns)
 
 
 @dead.command("redrive")
@@ -53,8 +53,7 @@ def dead_list(client: Client, queue: str, as_json: bool, **conditions: Any) -> N
 @database
 def dead_redrive(client: Client, queue: str, ids: tuple[int, ...], **conditions: Any) -> None:
     """Send dead letters back to work: those with IDS, or all that the options choose."""
-    if ids:
-        _alone(conditions)
+    _ids_or_options(ids, conditions)
     count = client.redrive(queue, ids) if ids else client.redrive_where(queue, **conditions)
     click.echo(f"{count} redriven")
 
@@ -68,28 +67,13 @@ def dead_redrive(client: Client, queue: str, ids: tuple[int, ...], **conditions:
 @database
 def dead_discard(client: Client, queue: str, ids: tuple[int, ...], everything: bool, **conditions: Any) -> None:
     """Throw dead letters away: those with IDS, or all that the options choose."""
-    if ids:
-        _alone(conditions)
-    elif not everything and not any(value is not None for value in conditions.values()):
+    _ids_or_options(ids, conditions)
+    if not (ids or everything or given(conditions)):
         fail("name ids, or choose with an option; --all throws all of them away")
     count = client.discard(queue, ids) if ids else client.discard_where(queue, **conditions)
     click.echo(f"{count} discarded")
 
 
-def _alone(conditions: dict[str, Any]) -> None:
-    if any(value is not None for value in conditions.values()):
+def _ids_or_options(ids: tuple[int, ...], conditions: dict[str, Any]) -> None:
+    if ids and given(conditions):
         fail("name ids or choose with options, not both")
-
-
-class _DeadLine(NamedTuple):
-    """What a table has room for."""
-
-    id: int
-    task: str | None
-    attempt: int
-    died_at: str | None
-    error: str | None
-
-    @classmethod
-    def of(cls, letter: DeadLetter) -> _DeadLine:
-        return cls(letter.id, letter.task, letter.attempt, seconds(letter.died_at), line(letter.error))

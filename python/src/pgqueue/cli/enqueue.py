@@ -69,12 +69,12 @@ def enqueue(
     "send", "group_key": "ann"}; it may have the names payload, task, priority, run_at, delay, max_attempts, headers,
     group_key and unique_key, and goes before the options.
     """
-    options["headers"] = parsed(headers) if headers else None
+    options["headers"] = None if headers is None else parsed(headers)
     if file is None:
         if envelope:
             fail("--envelope goes with --file")
-        text = sys.stdin.read() if payload == "-" else payload or "{}"
-        id = client.enqueue(queue, parsed(text), **options)
+        text = sys.stdin.read() if payload == "-" else payload
+        id = client.enqueue(queue, {} if text is None else parsed(text), **options)
         click.echo(json.dumps({"id": id}) if as_json else id)
         return
     if payload is not None:

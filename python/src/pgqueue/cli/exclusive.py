@@ -31,11 +31,16 @@ def exclusive(dsn: str, name: str, command: tuple[str, ...], timeout: float | No
 
     tell = _guard()
     child: subprocess.Popen[bytes] | None = None
+    starting = False
+    arrived: list[int] = []
 
     def forward(number: int, frame: object) -> None:
-        if child is None:
+        if child is not None:
+            _kill(child.pid, number)
+        elif starting:
+            arrived.append(number)
+        else:
             sys.exit(128 + number)
-        _kill(child.pid, number)
 
     for number in _FORWARDED:
         signal.signal(number, forward)
@@ -51,6 +56,7 @@ def exclusive(dsn: str, name: str, command: tuple[str, ...], timeout: float | No
                 _kill(child.pid, signal.SIGKILL)
 
         alone.on_lost = fence
+        starting = True
         try:
             child = subprocess.Popen(
                 command, start_new_session=True, preexec_fn=lambda: os.write(tell, b"%d\n" % os.getpid()) and None
@@ -58,6 +64,8 @@ def exclusive(dsn: str, name: str, command: tuple[str, ...], timeout: float | No
         except OSError as error:
             os.write(tell, b"0\n")
             fail(f"{command[0]}: {error.strerror}")
+        for early in arrived:
+            _kill(child.pid, early)
         if alone.lost:
             fence()
         code = child.wait()

@@ -12,7 +12,7 @@ from rich.console import ConsoleDimensions, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pgqueue.cli.database import connection
+from pgqueue.cli.database import select
 from pgqueue.cli.output import cell, duration, line, printable
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Frame:
 
 def look(client: Client, period: float) -> Frame:
     """Ask the database once; rates are those of the last seconds."""
-    (now,) = connection(client).execute("SELECT pgq._now()").fetchone()
+    ((now,),) = select(client, "SELECT pgq._now()")
     return Frame(now, client.activity(period), client.workers(), client.failures(10))
 
 

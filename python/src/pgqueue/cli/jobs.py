@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 import pgqueue
-from pgqueue.cli.database import TRY_AGAIN, database, dsn_option, explained, fail
-from pgqueue.cli.output import json_option, line, print_json, printable, seconds, show, show_facts
+from pgqueue.cli.database import TRY_AGAIN, database, dsn_option, explained, fail, given
+from pgqueue.cli.output import json_option, print_json, printable, show, show_facts
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from pgqueue import Client
-    from pgqueue.client import JobAttempt, LiveJob
+    from pgqueue.client import LiveJob
 
 _STATES = ["running", "ready", "parked", "retrying", "scheduled", "waiting"]
 
@@ -50,7 +52,8 @@ def show_job(client: Client, id: int, as_json: bool) -> None:
         print_json({**facts, "attempts": [attempt._asdict() for attempt in attempts]})
         return
     show_facts(facts)
-    show([_AttemptLine.of(attempt) for attempt in attempts], as_json, title="attempts")
+    columns = ("attempt", "state", "worker", "started_at", "finished_at", "progress", "error")
+    show(attempts, as_json, "attempts", columns)
 
 
 @click.command()
@@ -107,7 +110,7 @@ def cancel(client: Client, ids: tuple[int, ...], queue: str | None, as_json: boo
         return
     if not ids:
         fail("name ids, or a queue with --queue")
-    if any(value is not None for value in choice.values()):
+    if given(choice):
         fail("--task and --running go with --queue")
     answers = {id: client.cancel(id) for id in ids}
     if as_json:
@@ -127,28 +130,11 @@ class _JobLine(NamedTuple):
     task: str | None
     priority: int
     attempt: int
-    due_or_started: str | None
+    due_or_started: datetime | None
     worker: str | None
-    expires: str | None
+    expires: datetime | None
 
     @classmethod
     def of(cls, job: LiveJob) -> _JobLine:
-        at, expires = seconds(job.started_at or job.run_at), seconds(job.expires_at)
-        return cls(job.id, job.state, job.task, job.priority, job.attempt, at, job.worker, expires)
-
-
-class _AttemptLine(NamedTuple):
-    """What a table has room for."""
-
-    attempt: int
-    state: str
-    worker: str | None
-    started_at: str | None
-    finished_at: str | None
-    progress: Any
-    error: str | None
-
-    @classmethod
-    def of(cls, attempt: JobAttempt) -> _AttemptLine:
-        times = (seconds(attempt.started_at), seconds(attempt.finished_at))
-        return cls(attempt.attempt, attempt.state, attempt.worker, *times, attempt.progress, line(attempt.error))
+        at = job.started_at or job.run_at
+        return cls(job.id, job.state, job.task, job.priority, job.attempt, at, job.worker, job.expires_at)

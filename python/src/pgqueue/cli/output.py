@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +22,8 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, default=_plain, indent=2))
 
 
-def show(rows: list[Any], as_json: bool, title: str) -> None:
-    """Print named tuples as a table, or as JSON."""
+def show(rows: list[Any], as_json: bool, title: str, columns: Sequence[str] = ()) -> None:
+    """Print named tuples as a table, which may have room for some columns only, or as JSON."""
     if as_json:
         print_json([row._asdict() for row in rows])
     elif not rows:
@@ -32,11 +32,13 @@ def show(rows: list[Any], as_json: bool, title: str) -> None:
         from rich.table import Table
 
         table = Table(title=title)
-        for name in rows[0]._fields:
+        columns = columns or rows[0]._fields
+        for name in columns:
             number = isinstance(getattr(rows[0], name), int)
             table.add_column(name.replace("_", " "), justify="right" if number else "left", overflow="fold")
         for row in rows:
-            table.add_row(*(cell(value) for value in row))
+            values = {**row._asdict(), "error": line(getattr(row, "error", None))}
+            table.add_row(*(cell(values[name]) for name in columns))
         console().print(table)
 
 
@@ -66,6 +68,8 @@ def cell(value: Any) -> Any:
 
     if isinstance(value, timedelta):
         value = duration(value)
+    elif isinstance(value, datetime):
+        value = value.isoformat(" ", "seconds")
     elif isinstance(value, bool):
         value = "yes" if value else "no"
     elif isinstance(value, list):
@@ -79,11 +83,6 @@ def printable(text: str, lines: bool = False) -> str:
         return text
     kept = "\n\t" if lines else ""
     return "".join(c if c.isprintable() or c in kept else c.encode("unicode_escape").decode() for c in text)
-
-
-def seconds(time: datetime | None) -> str | None:
-    """Return a time without its fraction of a second."""
-    return time.isoformat(" ", "seconds") if time else None
 
 
 def line(text: str | None) -> str | None:

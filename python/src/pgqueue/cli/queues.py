@@ -1,7 +1,11 @@
-"""Commands about queues: queues, create-queue, alter-queue, drop-queue, pause, resume, stats, doctor."""
+"""Commands about queues.
+
+queues, create-queue, alter-queue, set-limits, set-unique, purge, drop-queue, pause, resume, stats, doctor.
+"""
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -9,12 +13,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from pgqueue.cli.database import database, fail
+from pgqueue.cli.database import database, fail, given
 from pgqueue.cli.output import duration, json_option, show
 
 if TYPE_CHECKING:
     from pgqueue import Client
     from pgqueue.client import QueueSetting
+
+_PURGED = ["ready", "parked", "scheduled", "waiting", "retrying", "dead", "archived"]
 
 
 def _settings(command: Callable[..., None]) -> Callable[..., None]:
@@ -58,10 +64,83 @@ def create_queue(client: Client, queue: str, **settings: Any) -> None:
 @database
 def alter_queue(client: Client, queue: str, **settings: Any) -> None:
     """Change settings of a queue; what is left out stays."""
-    if all(value is None for value in settings.values()):
+    if not given(settings):
         fail("name a setting that is to change")
     client.alter_queue(queue, **settings)
     click.echo(f"queue {queue} changed")
+
+
+@click.command()
+@click.argument("queue")
+@click.option("--group-limit", type=int, help="Jobs with the same group key that run at once; 1 if left out.")
+@click.option("--no-group-limit", is_flag=True, default=None, help="Any number of them.")
+@click.option("--running-limit", type=int, help="Jobs of the whole queue that run at once.")
+@click.option("--rate", type=int, help="Jobs that start in a --rate-period.")
+@click.option("--rate-period", help="As in '1 minute'.")
+@click.option("--group-rate", type=int, help="Jobs with the same group key that start in a --group-period.")
+@click.option("--group-period", help="As in '1 minute'.")
+@click.option("--fair", is_flag=True, default=None, help="Groups take turns, one job each.")
+@click.option(
+    "--keep-place/--no-keep-place",
+    default=None,
+    help="Whether a group waits for its job that failed and is tried again; it does if left out.",
+)
+@database
+def set_limits(client: Client, queue: str, group_limit: int | None, no_group_limit: bool | None, **limits: Any) -> None:
+    """Set all limits of a queue, for jobs claimed from now on; what is left out is not limited.
+
+    With --group-limit 1 and nothing else they are again those of a new queue.
+    """
+    if group_limit is not None and no_group_limit:
+        fail("give --group-limit or --no-group-limit, not both")
+    if group_limit is not None or no_group_limit:
+        limits["group_limit"] = group_limit
+    elif not given(limits):
+        fail("name a limit; --group-limit 1 alone takes away all others")
+    client.set_limits(queue, **limits)
+    click.echo(f"queue {queue} changed")
+
+
+@click.command()
+@click.argument("queue")
+@click.option(
+    "--unique-until",
+    type=click.Choice(["finished", "claimed"]),
+    help="A job holds its key until it has ended, or until it is claimed; 'finished' if left out.",
+)
+@click.option("--unique-for", help="Instead: for so long after it was enqueued, as in '1 hour'.")
+@click.option(
+    "--on-repeat",
+    type=click.Choice(["keep", "replace", "debounce"]),
+    help="What happens to an unclaimed job that holds the key: nothing, or it gets the new payload, task and headers,"
+    " or these and the new time to run; 'keep' if left out.",
+)
+@database
+def set_unique(client: Client, queue: str, **settings: Any) -> None:
+    """Say how unique keys work in a queue, for jobs enqueued from now on; what is left out is as in a new queue."""
+    if not given(settings):
+        fail("name a setting; --unique-until finished alone makes all as in a new queue")
+    if settings["unique_until"] and settings["unique_for"]:
+        fail("give --unique-until or --unique-for, not both")
+    client.set_unique(queue, **settings)
+    click.echo(f"queue {queue} changed")
+
+
+@click.command()
+@click.argument("queue")
+@click.option("--state", type=click.Choice(_PURGED), help="What is in this state.")
+@click.option("--all", "everything", is_flag=True, help="All that waits: not running jobs, dead letters, the archive.")
+@json_option
+@database
+def purge(client: Client, queue: str, state: str | None, everything: bool, as_json: bool) -> None:
+    """Throw away what a queue holds in a state, or all that waits.
+
+    What waits is cancelled; dead letters and the ended jobs of the archive are deleted.
+    """
+    if everything == (state is not None):
+        fail("name either a state with --state, or --all that waits")
+    count = client.purge(queue) if state is None else client.purge_state(queue, state)
+    click.echo(json.dumps({"purged": count}) if as_json else f"{count} purged")
 
 
 @click.command()
@@ -119,10 +198,10 @@ class _QueueLine(NamedTuple):
 
     queue: str
     paused: bool
-    lease: str | None
+    lease: timedelta
     max_attempts: int
     backoff: str
-    retention: str | None
+    retention: timedelta
     shards: int
     unique: str
     limits: str | None
@@ -134,10 +213,10 @@ class _QueueLine(NamedTuple):
         return cls(
             queue.queue,
             queue.paused,
-            duration(queue.lease),
+            queue.lease,
             queue.max_attempts,
             backoff,
-            duration(queue.retention),
+            queue.retention,
             queue.shards,
             f"{unique}, {queue.on_repeat}",
             _limits(queue),

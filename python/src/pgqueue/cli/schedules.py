@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from pgqueue.cli.database import connection, database, parsed
-from pgqueue.cli.output import json_option, line, seconds, show
+from pgqueue.cli.database import connection, database, parsed, select
+from pgqueue.cli.output import json_option, show
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from pgqueue import Client
 
 
@@ -24,14 +26,8 @@ def schedule() -> None:
 @database
 def schedule_list(client: Client, as_json: bool) -> None:
     """List the schedules, by name."""
-    found = connection(client).execute(f"SELECT {', '.join(_Schedule._fields)} FROM pgq.schedule ORDER BY name")
-    rows = [_Schedule._make(row) for row in found]
-    if not as_json:
-        rows = [
-            row._replace(next_at=seconds(row.next_at), last_at=seconds(row.last_at), error=line(row.error))
-            for row in rows
-        ]
-    show(rows, as_json, title="schedules")
+    found = select(client, f"SELECT {', '.join(_Schedule._fields)} FROM pgq.schedule ORDER BY name")
+    show([_Schedule._make(row) for row in found], as_json, "schedules")
 
 
 @schedule.command("add")
@@ -85,6 +81,6 @@ class _Schedule(NamedTuple):
     cron: str
     timezone: str
     queue: str
-    next_at: Any
-    last_at: Any
+    next_at: datetime | None
+    last_at: datetime | None
     error: str | None

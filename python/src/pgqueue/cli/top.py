@@ -5,16 +5,15 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import click
 
 from pgqueue.cli.database import database
-from pgqueue.cli.output import console, json_option, print_json, seconds, show
+from pgqueue.cli.output import console, json_option, print_json, show
 
 if TYPE_CHECKING:
     from pgqueue import Client
-    from pgqueue.client import WorkerStat
 
 
 @click.command()
@@ -22,8 +21,7 @@ if TYPE_CHECKING:
 @database
 def workers(client: Client, as_json: bool) -> None:
     """List the workers that hold leases."""
-    found = client.workers()
-    show(found if as_json else [_WorkerLine.of(worker) for worker in found], as_json, title="workers")
+    show(client.workers(), as_json, "workers", ("worker", "queues", "jobs", "oldest", "expires_at"))
 
 
 @click.command()
@@ -48,20 +46,6 @@ def top(client: Client, interval: float, once: bool, as_json: bool) -> None:
         shown.print(screen(look(client, period), History()))
     else:
         _watch(client, interval, period)
-
-
-class _WorkerLine(NamedTuple):
-    """What a table has room for."""
-
-    worker: str | None
-    queues: list[str]
-    jobs: int
-    oldest: str | None
-    expires: str | None
-
-    @classmethod
-    def of(cls, worker: WorkerStat) -> _WorkerLine:
-        return cls(worker.worker, worker.queues, worker.jobs, seconds(worker.oldest), seconds(worker.expires_at))
 
 
 def _watch(client: Client, interval: float, period: float) -> None:

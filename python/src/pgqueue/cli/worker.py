@@ -82,7 +82,9 @@ def worker(
     \b
     --exec: the payload is JSON on standard input; PGQ_ID, PGQ_TASK, PGQ_HEADERS and others are in the environment.
             exit 0 acknowledges, with standard output as the result; 75 puts the job off, for the number of
-            seconds on standard output or a minute; anything else rejects it with standard error.
+            seconds on standard output or a minute; anything else rejects it with standard error. After --timeout
+            it gets SIGTERM, with all that it has started, and SIGKILL ten seconds later; at the end of --grace
+            it has half a second.
     --http: the payload is the body of a POST. 2xx acknowledges, with the body as the result; 429 and 503 with
             Retry-After put the job off; anything else rejects it.
     """
@@ -94,8 +96,8 @@ def worker(
         from pgqueue.worker.processes import Processes
 
         sys.exit(Processes([*_this_command(), "--processes", "1"], processes).main())
+    tasks = _app(app, command, url, dsn, timeout, options["concurrency"])
     try:
-        tasks = _app(app, command, url, dsn, timeout, options["concurrency"])
         made = pgqueue.Worker(tasks, _weighed(queues, weights), mode=mode or "forever", **options)  # type: ignore[arg-type]
     except ValueError as error:
         fail(str(error))
@@ -138,9 +140,9 @@ def _reload() -> None:
 def _app(
     path: str | None, command: str | None, url: str | None, dsn: str | None, timeout: float | None, concurrency: int
 ) -> App:
-    if sum(given is not None for given in (path, command, url)) != 1:
+    if sum(map(bool, (path, command, url))) != 1:
         raise click.UsageError("Give either APP, or --exec, or --http.")
-    if path is not None:
+    if path:
         if timeout is not None:
             raise click.UsageError("--timeout is for --exec and --http; a task has one of its own.")
         app = _load(path)
@@ -149,13 +151,14 @@ def _app(
         return app
     from pgqueue.worker import external
 
-    if command is not None:
-        return external.command_app(dsn, command, timeout)
-    assert url is not None
     try:
-        return external.http_app(dsn, url, timeout, concurrency=concurrency)
+        if command:
+            return external.command_app(dsn, command, timeout)
+        return external.http_app(dsn, str(url), timeout, concurrency=concurrency)
     except ImportError:
         fail("--http needs the package httpx: pip install 'pgqueue[http]'")
+    except ValueError as error:
+        fail(str(error))
 
 
 def _weighed(queues: tuple[str, ...], weights: tuple[str, ...]) -> dict[str, int]:

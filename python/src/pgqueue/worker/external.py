@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from pgqueue._calls import to_json
-from pgqueue.app import App, Job
+from pgqueue.app import App, Job, checked_limits
 from pgqueue.outcomes import Cancel, Reject, Snooze
 
 if TYPE_CHECKING:
@@ -21,10 +22,14 @@ if TYPE_CHECKING:
 
 EX_TEMPFAIL = 75
 DELAY = 60.0
-# Seconds after which a command that was asked to end is killed: a worker that stops waits no longer than a second.
-PATIENCE = 0.5
+# Seconds after which a command that was asked to end is killed.
+PATIENCE = 10.0
+# The same if the worker is about to end: its grace time is over, and what still runs then is released a second later.
+LAST_PATIENCE = 0.5
 # Seconds between two looks whether it is wanted at all.
 LOOK = 0.5
+# As much of what it wrote, or a server, is kept as the error.
+LONGEST_OUTPUT = 15_000
 
 
 def command_app(dsn: str | None, command: str, timeout: float | None = None) -> App:
@@ -35,15 +40,24 @@ def command_app(dsn: str | None, command: str, timeout: float | None = None) -> 
     0, the job is done and what it wrote is the result: as JSON if it is JSON, else as text. 75 puts the job off, for
     the number of seconds that it wrote, or a minute. Anything else rejects it with what it wrote to standard error.
 
+    A command whose time is over, or whose job is cancelled, gets SIGTERM with all that it has started; after ten
+    seconds what is left is killed. It keeps its job until then, and its exit code no longer matters.
+
     Args:
         dsn: connection string; None: see :class:`App`.
         command: for the shell.
-        timeout: seconds after which it is ended, with whatever it has started.
+        timeout: seconds after which it is ended.
+
+    Raises:
+        ValueError: the timeout is not positive.
     """
     app = App(dsn)
+    # Not the timeout of the fallback, as that takes the job away from what does not end within a second.
+    ends_after = checked_limits(None, timeout).timeout or float("inf")
 
-    @app.fallback(timeout=timeout)
+    @app.fallback()
     async def run(job: Job) -> Any:
+        ends_at = monotonic() + ends_after
         process = await asyncio.create_subprocess_shell(
             command,
             stdin=asyncio.subprocess.PIPE,
@@ -54,13 +68,18 @@ def command_app(dsn: str | None, command: str, timeout: float | None = None) -> 
         )
         talk = asyncio.ensure_future(process.communicate(f"{to_json(job.payload)}\n".encode()))
         try:
-            while not (await asyncio.wait({talk}, timeout=LOOK))[0]:
+            while not talk.done():
                 if job.cancelled:
+                    await _end(process, talk, PATIENCE)
                     raise Cancel("the command was ended, as the job is cancelled")
-        except BaseException:
-            await _end(process, talk)
+                if (left := ends_at - monotonic()) <= 0:
+                    errors = await _end(process, talk, PATIENCE)
+                    raise Reject(f"TimedOut: after {timeout:g} seconds\n{errors}".strip())
+                await asyncio.wait({talk}, timeout=min(LOOK, left))
+        except asyncio.CancelledError:
+            await _end(process, talk, LAST_PATIENCE)
             raise
-        out, errors = (text.decode(errors="backslashreplace") for text in await talk)
+        out, errors = map(_text, await talk)
         return _outcome(process.returncode or 0, out, errors)
 
     return app
@@ -87,7 +106,7 @@ def _outcome(code: int, out: str, errors: str) -> Any:
         raise Snooze(_seconds(out.strip()))
     if code != 0:
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        raise Reject(f"{how}\n{errors}".strip())
+        raise Reject(f"{how}\n{errors[-LONGEST_OUTPUT:]}".strip())
     return _value(out)
 
 
@@ -112,15 +131,20 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON")
 
 
-async def _end(process: asyncio.subprocess.Process, talk: asyncio.Future[Any]) -> None:
-    """End a command and all that it has started."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
+async def _end(process: asyncio.subprocess.Process, talk: asyncio.Future[tuple[bytes, bytes]], patience: float) -> str:
+    """End a command and all that it has started, and return the end of what it has written to standard error."""
+    for number, seconds in ((signal.SIGTERM, patience), (signal.SIGKILL, LAST_PATIENCE)):
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, number)
-        await asyncio.wait({talk}, timeout=PATIENCE)
-        if talk.done():
-            break
+        await asyncio.wait({talk}, timeout=seconds)
+    if talk.done():
+        return _text(talk.result()[1])[-LONGEST_OUTPUT:]
     talk.cancel()
+    return ""
+
+
+def _text(output: bytes) -> str:
+    return output.decode(errors="backslashreplace")
 
 
 def http_app(
@@ -172,7 +196,7 @@ def http_app(
         after = answer.headers.get("Retry-After")
         if answer.status_code in (429, 503) and after is not None:
             raise Snooze(_until(after))
-        raise Reject(f"{answer.status_code} {answer.reason_phrase}\n{answer.text}".strip())
+        raise Reject(f"{answer.status_code} {answer.reason_phrase}\n{answer.text[:LONGEST_OUTPUT]}".strip())
 
     return app
 

@@ -94,7 +94,7 @@ class Heartbeat:
         try:
             expires_in = await self._link.call(_calls.extend_held(due, self._lease_for))
         except (psycopg.Error, PgqError) as error:
-            if isinstance(error, psycopg.Error) and is_transient(error):
+            if is_transient(error):
                 return self._link.pause
             log.error("cannot extend %s leases: %s", len(due), str(error).strip())
             return 1.0
@@ -113,7 +113,7 @@ class Heartbeat:
                 await self._link.call(_calls.reject(job.id, job.lease, error))
             except LeaseLost:
                 log.info("job %s had lost its lease before its timeout", job.id)
-            except psycopg.Error as problem:
+            except (psycopg.Error, PgqError) as problem:
                 if is_transient(problem):
                     return self._link.pause
                 log.error("job %s cannot be rejected, its lease will expire: %s", job.id, str(problem).strip())

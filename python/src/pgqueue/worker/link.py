@@ -9,12 +9,12 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow
 
 from pgqueue import _versions
 from pgqueue._calls import Call
-from pgqueue.errors import from_psycopg
+from pgqueue._execute import is_pooled, with_defaults
+from pgqueue.errors import PgqError, from_psycopg
 
 log = logging.getLogger("pgqueue.worker")
 
@@ -38,8 +38,10 @@ TRANSIENT_CLASSES = {"08", "40", "53", "57", "58"}
 TRANSIENT_STATES = {"25006", "55P03"}
 
 
-def is_transient(error: psycopg.Error) -> bool:
+def is_transient(error: psycopg.Error | PgqError) -> bool:
     """Return whether the same statement may well work later, perhaps on another connection."""
+    if isinstance(error, PgqError):
+        return False
     state = error.sqlstate
     if state is None:
         return isinstance(error, psycopg.OperationalError)
@@ -64,9 +66,7 @@ class Link:
         setup: Callable[[Connection, bool], Awaitable[None]] | None = None,
         prepare_threshold: int | None = 5,
     ) -> None:
-        given = conninfo_to_dict(dsn)
-        settings = DEFAULTS | {"application_name": f"pgq-worker/{name}"}
-        self._conninfo = make_conninfo(dsn, **{key: value for key, value in settings.items() if key not in given})
+        self._conninfo = with_defaults(dsn, DEFAULTS | {"application_name": f"pgq-worker/{name}"})
         self.name = name
         self.pooled = False
         self._setup = setup
@@ -94,8 +94,7 @@ class Link:
                 cursor = await connection.execute(_FIRST, prepare=False)
                 rows = await cursor.fetchall()
                 _versions.checked(connection, rows)
-                # A pooler has pids of its own. It may give each statement to another session.
-                self.pooled = rows[0][1] != connection.info.backend_pid
+                self.pooled = is_pooled(connection, rows[0][1:])
                 if self.pooled:
                     connection.prepare_threshold = None
                 if self._setup is not None:

@@ -10,6 +10,7 @@ from typing import TypeVar
 import psycopg
 
 from pgqueue import _calls
+from pgqueue.errors import QueueNotFound
 from pgqueue.worker.link import Connection, Link, is_transient
 
 T = TypeVar("T")
@@ -53,7 +54,11 @@ class Listener:
         Returns:
             In how many seconds the next scheduled job is due; None if none is known.
         """
-        due = await self._call(_calls.watch(self._queues))
+        try:
+            due = await self._call(_calls.watch(self._queues))
+        except QueueNotFound:  # one was dropped: the fetcher tells, and polls until it is back
+            self._start_reading()
+            return None
         if self.watching:  # each watch wants an unwatch of its own; in this order there is no gap
             await self._call(_calls.unwatch(self._queues))
         self.watching = self._reading is not None

@@ -9,7 +9,7 @@ import random
 import psycopg
 
 from pgqueue import _calls
-from pgqueue.errors import PermissionDenied
+from pgqueue.errors import PermissionDenied, PgqError
 from pgqueue.worker.link import Link, is_transient
 
 log = logging.getLogger("pgqueue.worker")
@@ -35,7 +35,7 @@ async def maintain(link: Link, interval: float = 1.0) -> None:
             except PermissionDenied as error:
                 log.warning("maintain: %s; somebody else has to do it", error.message)
                 return
-            except psycopg.Error as error:
+            except (psycopg.Error, PgqError) as error:
                 if not is_transient(error):
                     log.exception("maintain failed")
                 pause = max(pause, link.pause)

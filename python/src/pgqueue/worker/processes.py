@@ -86,6 +86,7 @@ class _Child:
         self._process: subprocess.Popen[bytes] | None = self._start()
         self._started_at = time.monotonic()
         self._pause = FIRST_PAUSE
+        self._told = False
 
     def poll(self, stopping: bool) -> int | None:
         """See whether it lives, and start it again if not; returns how it has ended, if for good."""
@@ -96,6 +97,8 @@ class _Child:
                 self._process = self._start()
                 self._started_at = time.monotonic()
             return None
+        if stopping and not self._told:  # the signal came while it was being started
+            self.signal(signal.SIGTERM)
         code = self._process.poll()
         if code is None:
             return None
@@ -109,6 +112,7 @@ class _Child:
 
     def signal(self, number: int) -> None:
         if self._process is not None:
+            self._told = True
             self._process.send_signal(number)
 
 

@@ -20,7 +20,7 @@ from pgqueue.middleware import Middleware
 from pgqueue.outcomes import REJECT, Cancel, Outcome, Reject, Retry, Snooze, TimedOut, Verdict, retry_in
 from pgqueue.worker.settle import Settler
 from pgqueue.worker.slots import Item, Slots
-from pgqueue.worker.timeouts import Timeouts
+from pgqueue.worker.timeouts import GivenUp, Run, Timeouts
 from pgqueue.worker.wake import Wake
 
 log = logging.getLogger("pgqueue.worker")
@@ -59,16 +59,18 @@ class Runner:
         self._call, self._call_async = calls(app.middleware)
         self._timeouts = Timeouts(self._give_up)
         self._overdue = overdue
-        self._given_up: set[int] = set()
 
     def _start_async(self, count: int) -> None:
         if threading.get_ident() != self._loop_thread:
             self._loop.call_soon_threadsafe(self._start_async, count)
             return
         for _ in range(count):
-            task = self._loop.create_task(self._run_coroutines())
-            self._coroutines.add(task)
-            task.add_done_callback(self._coroutines.discard)
+            self._start_task(None)
+
+    def _start_task(self, item: Item | None) -> None:
+        task = self._loop.create_task(self._run_coroutines(item))
+        self._coroutines.add(task)
+        task.add_done_callback(self._coroutines.discard)
 
     def _start_sync(self, count: int) -> None:
         while len(self._threads) < count:
@@ -76,10 +78,13 @@ class Runner:
             self._threads.append(thread)
             thread.start()
 
-    async def _run_coroutines(self) -> None:
-        """Run jobs until there is none left for a coroutine."""
+    async def _run_coroutines(self, item: Item | None) -> None:
+        """Run this job, if it is one, and others until there is none left for a coroutine."""
         take, handle, call = self.slots.take, self._handle, self._call_async
-        item = take(True, None)
+        copy_context = contextvars.copy_context
+        before = copy_context()
+        if item is None:
+            item = take(True, None)
         until = perf_counter() + SLICE
         try:
             while item is not None:
@@ -95,6 +100,11 @@ class Runner:
                 else:
                     self._finished(item, result)
                 item = take(True, item)
+                if not _is_like(copy_context(), before):
+                    # The next one is not to see the variables that this one has set, which cannot be taken back.
+                    if item is not None:
+                        before.run(self._start_task, item)
+                    return
                 if perf_counter() > until:
                     await asyncio.sleep(0)
                     until = perf_counter() + SLICE
@@ -120,7 +130,8 @@ class Runner:
 
     async def _await_in_time(self, item: Item, timeout: float) -> Any:
         began = monotonic()
-        self._timeouts.add(item, timeout, in_thread=False)
+        run = Run(item, timeout, None)
+        self._timeouts.add(run)
         try:
             return await asyncio.wait_for(self._call_async(item, self._handle), timeout)
         except asyncio.TimeoutError as error:
@@ -128,30 +139,30 @@ class Runner:
                 raise
             raise TimedOut(f"after {timeout:g} seconds") from error
         finally:
-            self._timeouts.remove(item)
+            self._timeouts.remove(run)
 
     def _run_in_time(self, item: Item, timeout: float) -> Any:
+        run = Run(item, timeout, threading.get_ident())
         try:
             try:
-                self._timeouts.add(item, timeout, in_thread=True)
+                self._timeouts.add(run)
                 return contextvars.copy_context().run(self._call, item, self._handle)
             finally:
-                self._timeouts.remove(item)
+                self._timeouts.remove(run)
         except TimedOut as error:
-            self._timeouts.remove(item)  # it may have come in the midst of the line above
+            self._timeouts.remove(run)  # it may have come in the midst of the line above
             if not error.args:
                 error.args = (f"after {timeout:g} seconds",)
             raise
 
     def _give_up(self, item: Item) -> None:
         """Take a job from a handler that does not end. Whatever it comes back with is of no interest."""
-        self._given_up.add(id(item))
         timeout = item.task.limits.timeout
         log.error("job %s (%s) does not end after its timeout of %g seconds", item.job.id, item.job.task, timeout)
         self._overdue(item.job, f"TimedOut: after {timeout:g} seconds, and its handler does not end")
 
     def _finished(self, item: Item, result: Any) -> None:
-        if (self._settled or self._given_up) and self._is_settled(item):
+        if self._settled and self._is_settled(item.job):
             return
         if result is None:
             self._settler.ack(item.job, None)
@@ -170,23 +181,19 @@ class Runner:
         else:
             self._settler.ack(item.job, text)
 
-    def _is_settled(self, item: Item) -> bool:
-        """Whether nothing is left to say about a job whose handler has ended."""
-        if id(item) in self._given_up:
-            self._given_up.discard(id(item))
-            return True
-        key = (item.job.id, item.job.lease)
-        if key in self._settled:
-            self._settled.discard(key)
-            self._settler.forget(item.job)
-            return True
-        return False
+    def _is_settled(self, job: HeldJob) -> bool:
+        """Whether the handler has settled its job itself."""
+        key = (job.id, job.lease)
+        if key not in self._settled:
+            return False
+        self._settled.discard(key)
+        self._settler.forget(job)
+        return True
 
     def _failed(self, item: Item, error: BaseException) -> None:
-        job = item.job
-        if id(item) in self._given_up:
-            self._given_up.discard(id(item))
+        if isinstance(error, GivenUp):
             return
+        job = item.job
         self._settled.discard((job.id, job.lease))
         try:
             self._settle(item, error)
@@ -233,14 +240,16 @@ class Runner:
             grace: seconds; a coroutine is cancelled after that, a thread cannot be.
 
         Returns:
-            The jobs that did not finish.
+            The jobs that did not finish, or were claimed too late to begin.
         """
         deadline = self._loop.time() + grace
         while self.slots.held and not self._hurried:
             self.slots.low_mark = 0
             left = deadline - self._loop.time()
-            if left <= 0 or (self.slots.held and not await self._wake.wait(left)):
+            if left <= 0:
                 break
+            if self.slots.held:
+                await self._wake.wait(left)
         self._stopping = True
         for task in tuple(self._coroutines):
             task.cancel()
@@ -248,7 +257,14 @@ class Runner:
             await asyncio.wait(self._coroutines, timeout=1)
         self.slots.close()
         self._timeouts.stop()
-        return [item.job for item in tuple(self.slots.running.values())]
+        return [item.job for item in (*self.slots.shed(0), *tuple(self.slots.running.values()))]
+
+
+def _is_like(now: contextvars.Context, before: contextvars.Context) -> bool:
+    try:
+        return now == before
+    except Exception:  # values that cannot be compared
+        return False
 
 
 def _again(item: Item, error: BaseException) -> Interval | Literal[False] | None:

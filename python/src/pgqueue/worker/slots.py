@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 from pgqueue._calls import HeldJob
@@ -55,7 +55,6 @@ class Slots:
         self._closed = False
         self._kinds: set[bool] = set()
         self._mixed = False
-        self._lost: frozenset[int] = frozenset()
 
     @property
     def waiting(self) -> int:
@@ -111,15 +110,9 @@ class Slots:
             self.finished += 1
         item = None
         waiting = self._waiting
-        if waiting and len(running) < self.limit:
-            while waiting[0].job.lease in self._lost:
-                waiting.popleft()
-                if not waiting:
-                    break
-            else:
-                if waiting[0].task.is_async == is_async:
-                    item = waiting.popleft()
-                    running[id(item)] = item
+        if waiting and len(running) < self.limit and waiting[0].task.is_async == is_async:
+            item = waiting.popleft()
+            running[id(item)] = item
         if len(waiting) + len(running) <= self.low_mark:
             self.low_mark = -1
             self._low()
@@ -131,20 +124,23 @@ class Slots:
                 self._threads.notify()
         return item
 
-    def lose(self, leases: Iterable[int]) -> None:
+    def lose(self, leases: Collection[int]) -> None:
         """Drop the jobs of leases that were lost, as far as they have not started."""
         with self._lock:
-            self._lost |= frozenset(leases)
+            self._take_back(lambda item: item.job.lease in leases)
 
     def cancel(self, ids: Collection[int]) -> list[Item]:
         """Ask running jobs to stop, and take back those of them that wait."""
         with self._lock:
             self.cancelled.intersection_update(item.job.id for item in self.running.values())
             self.cancelled.update(ids)
-            waiting = [item for item in self._waiting if item.job.id in ids]
-            for item in waiting:
-                self._waiting.remove(item)
-            return waiting
+            return self._take_back(lambda item: item.job.id in ids)
+
+    def _take_back(self, chosen: Callable[[Item], bool]) -> list[Item]:
+        items = tuple(self._waiting)
+        self._waiting.clear()
+        self._waiting.extend(item for item in items if not chosen(item))
+        return [item for item in items if chosen(item)]
 
     def shed(self, keep: int) -> list[Item]:
         """Take back the last jobs that wait, until only ``keep`` wait."""

@@ -18,9 +18,13 @@ class Wake:
         if not self._set:
             self._set = True
             try:
-                self._loop.call_soon_threadsafe(self._event.set)
+                self._loop.call_soon_threadsafe(self._arrive)
             except RuntimeError:  # the loop is closed: nobody waits any more
                 return
+
+    def _arrive(self) -> None:
+        if self._set:  # else it was noticed before, as time was over in the same moment
+            self._event.set()
 
     async def wait(self, timeout: float | None = None) -> bool:
         """Wait until it is set, and reset it.

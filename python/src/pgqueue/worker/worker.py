@@ -88,6 +88,8 @@ class Worker:
     ) -> None:
         if concurrency < 1:
             raise ValueError("concurrency must be at least 1")
+        if not poll > 0:
+            raise ValueError("poll must be more than 0 seconds")
         self.app = app
         weights = dict(queues) if isinstance(queues, Mapping) else dict.fromkeys(queues or (), 1)
         self.queues = list(weights or dict.fromkeys(t.queue for t in app.tasks.values()))
@@ -101,7 +103,7 @@ class Worker:
         self._lease = lease
         self._poll = poll
         self._listen = listen
-        self._listen_dsn = os.environ.get("PGQUEUE_LISTEN_DSN") if listen_dsn is None else listen_dsn
+        self._listen_dsn = (os.environ.get("PGQUEUE_LISTEN_DSN") or None) if listen_dsn is None else listen_dsn
         self._maintain = maintain
         self._grace = grace
         self._mode: Mode = mode
@@ -124,9 +126,18 @@ class Worker:
         before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
         for number in before:
             signal.signal(number, self._signalled)
+        leaving = _exit_soon()
+
+        async def work() -> None:
+            try:
+                await self.run()
+            finally:
+                leaving.start()  # as what handlers have left in asyncio.to_thread may never end
+
         try:
-            asyncio.run(self.run())
+            asyncio.run(work())
         finally:
+            leaving.cancel()
             for number, handler in before.items():
                 signal.signal(number, handler)
 
@@ -134,10 +145,7 @@ class Worker:
         log.info("%s: stopping", signal.Signals(number).name)
         self.stop()
         if self._stops > 1:
-            # Even if a handler blocks the event loop.
-            timer = threading.Timer(LAST_WORDS, os._exit, [1])
-            timer.daemon = True
-            timer.start()
+            _exit_soon().start()  # even if a handler blocks the event loop
 
     @property
     def alive(self) -> bool:
@@ -155,10 +163,11 @@ class Worker:
         From any thread; ``run`` returns when it is done.
         """
         self._stops += 1
-        if self._fetcher is not None:
-            self._fetcher.stop()
-        if self._runner is not None and self._stops > 1:
-            self._runner.hurry()
+        fetcher, runner = self._fetcher, self._runner  # the worker may be ending just now
+        if fetcher is not None:
+            fetcher.stop()
+        if runner is not None and self._stops > 1:
+            runner.hurry()
 
     async def run(self) -> None:
         """Work until stopped or, depending on the mode, until there is nothing more to do.
@@ -192,11 +201,11 @@ class Worker:
         try:
             for queue in self.queues:
                 try:
-                    await link.call(_calls.watch([queue]))
+                    await link.call(_calls.check_queue(queue))
                 except QueueNotFound:
                     missing.append(queue)
         finally:
-            await link.close()  # and the watch ends
+            await link.close()
         return missing
 
     async def _work(self) -> None:
@@ -293,8 +302,8 @@ class Worker:
         return not self._stops and claims is not None and claims.connection is not None and not claims.failing
 
     def _overdue(self, job: HeldJob, error: str) -> None:
-        if self._heartbeat is not None:
-            self._heartbeat.reject(job, error)
+        if (heartbeat := self._heartbeat) is not None:
+            heartbeat.reject(job, error)
 
     def _link(self, name: str, **settings: Any) -> Link:
         return Link(self.app.dsn, name, prepare_threshold=self.app.prepare_threshold, **settings)
@@ -314,6 +323,13 @@ class _Thread(threading.Thread):
         except BaseException as error:
             log.error("the worker has ended: %s", error)
             self.error = error
+
+
+def _exit_soon() -> threading.Timer:
+    """Return what ends the process, once it is started, whatever its threads do."""
+    timer = threading.Timer(LAST_WORDS, os._exit, [1])
+    timer.daemon = True
+    return timer
 
 
 def _turns(weights: Mapping[str, int]) -> list[str]:

@@ -28,7 +28,7 @@ PYTEST     = $(BIN)/python -m pytest -n $(WORKERS)
 SOURCES    = python/src tests examples
 # Short forms of the long runs, and what hardly depends on the server's version; `make test` has them on the last of its
 # servers only.
-ONCE       = $(addprefix tests/, chaos failover load model pgbouncer upgrade demo docs examples python)
+ONCE       = $(addprefix tests/, bench chaos failover load model peers pgbouncer upgrade demo docs examples python)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

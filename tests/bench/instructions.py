@@ -1,4 +1,4 @@
-"""Instructions per job of two install scripts, which do not wobble: `python -m tests.bench.instructions --help`.
+"""Instructions per job, which do not wobble: `python -m tests.bench.instructions --help`.
 
 A server in single-user mode runs under valgrind's callgrind, once with few calls and once with more: what the second
 run takes in addition, per call, is the price of a call. No client, no commit that waits for a disk, no chance.
@@ -22,13 +22,13 @@ from rich.table import Table
 
 from tests.cluster import Cluster, find_binaries
 
-from .server import PGQ_SQL, ROOT
+from .server import HERE, PGQ_SQL, ROOT
 from .systems import PAYLOAD
 
 RELEASED = ROOT / "sql" / "upgrade" / "release"
 FEW, MANY = 100, 300
 
-# What a call does, the statement, and the jobs that it is about.
+# What a call does, the statement, and the jobs that it is about. The conventional queue has the same functions.
 CALLS: list[tuple[str, str, int]] = [
     ("enqueue", f"SELECT pgq.enqueue('q', '{PAYLOAD}')", 1),
     (
@@ -49,18 +49,19 @@ CALLS: list[tuple[str, str, int]] = [
 
 @contextmanager
 def installed(bin_dir: Path, script: Path) -> Iterator[Cluster]:
-    """A server that is down, whose database has a queue with enough ready jobs."""
+    """A server that is down, whose database has both systems, each with a queue with enough ready jobs."""
     with tempfile.TemporaryDirectory(prefix="pgqueue-instructions-") as folder:
         cluster = Cluster.create(Path(folder), bin=bin_dir, conf={"autovacuum": "off", "jit": "off"})
         try:
-            cluster.psql("-f", str(script))
+            cluster.psql("-f", str(script), "-f", str(HERE / "conventional.sql"))
             with psycopg.connect(cluster.dsn(), autocommit=True) as db:
-                db.execute("SELECT pgq.create_queue('q')")
-                for _ in range(MANY // 10 + 1):
-                    db.execute(
-                        "SELECT count(*) FROM pgq.enqueue_many('q', array_fill(%s::jsonb, ARRAY[1000]))", [PAYLOAD]
-                    )
+                for schema in ("pgq", "conv"):
+                    db.execute(f"SELECT {schema}.create_queue('q')".encode())
+                    fill = f"SELECT count(*) FROM {schema}.enqueue_many('q', array_fill(%s::jsonb, ARRAY[1000]))"
+                    for _ in range(MANY // 10 + 1):
+                        db.execute(fill.encode(), [PAYLOAD])
                 db.execute("SELECT pgq.maintain()")
+                db.execute("VACUUM (ANALYZE) conv.job")
             cluster.stop()
             yield cluster
         finally:
@@ -93,12 +94,15 @@ def count(cluster: Cluster, statement: str, calls: int) -> int:
         return int(found[1])
 
 
-def measure(bin_dir: Path, script: Path) -> list[float]:
-    """Instructions per job, for each kind of call."""
+def measure(bin_dir: Path, script: Path, *schemas: str) -> list[list[float]]:
+    """Instructions per job of each kind of call, for each schema."""
     with installed(bin_dir, script) as cluster:
         return [
-            (count(cluster, statement, MANY) - count(cluster, statement, FEW)) / (MANY - FEW) / jobs
-            for _, statement, jobs in CALLS
+            [
+                (count(cluster, call, MANY) - count(cluster, call, FEW)) / (MANY - FEW) / jobs
+                for call, jobs in ((statement.replace("pgq.", f"{schema}."), jobs) for _, statement, jobs in CALLS)
+            ]
+            for schema in schemas
         ]
 
 
@@ -114,14 +118,19 @@ def measure(bin_dir: Path, script: Path) -> list[float]:
     help="The script to compare it with.",
 )
 def main(pg: str, ours: Path, against: Path) -> None:
-    """Compare the instructions per job of two install scripts. Needs valgrind; takes some minutes."""
+    """Compare the instructions per job of two install scripts, and of a conventional queue.
+
+    Needs valgrind; takes some minutes.
+    """
     if not shutil.which("valgrind"):
         raise click.ClickException("valgrind is not installed; on Debian and Ubuntu: apt-get install valgrind")
     bin_dir = find_binaries(pg)
-    before, after = measure(bin_dir, against), measure(bin_dir, ours)
-    table = Table("instructions per job", "before", "after", "change")
-    for (name, _, _), old, new in zip(CALLS, before, after, strict=True):
-        table.add_row(name, f"{old:,.0f}", f"{new:,.0f}", f"{new / old - 1:+.1%}")
+    (before,) = measure(bin_dir, against, "pgq")
+    after, other = measure(bin_dir, ours, "pgq", "conv")
+    table = Table("instructions per job", "before", "after", "change", "conventional", "ratio")
+    for (name, _, _), old, new, theirs in zip(CALLS, before, after, other, strict=True):
+        figures = (f"{old:,.0f}", f"{new:,.0f}", f"{new / old - 1:+.1%}", f"{theirs:,.0f}", f"{theirs / new:.2f}")
+        table.add_row(name, *figures)
     Console(width=100).print(table)
 
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .environment import ROOT
 from .plan import Plan
 from .program import Program, stopping
 from .server import Database, Server
@@ -83,7 +84,8 @@ def take(bench: Bench, workload: Workload, number: int, system: System) -> Run:
     try:
         figures, raw = workload.measure(bench, system)
     except Exception as error:
-        return Run(workload.name, system.name, number, error=f"{type(error).__name__}: {error}", took=_since(began))
+        text = f"{type(error).__name__}: {error}".replace(f"{ROOT}/", "")
+        return Run(workload.name, system.name, number, error=text, took=_since(began))
     return Run(workload.name, system.name, number, figures, raw, took=_since(began))
 
 

@@ -172,8 +172,8 @@ MUTANTS = [
     Mutant(
         "the priority stays",
         "set_priority",
-        "pgq._new_lane(v_queue, set_priority.priority, w.id",
-        "pgq._new_lane(v_queue, 0, w.id",
+        "v_queue.shards, set_priority.priority, w.id",
+        "v_queue.shards, 0, w.id",
         scenarios.set_priority,
     ),
     Mutant("a tick is fired twice", "_fire_one", "SET next_at = v_next", "SET next_at = v_tick", scenarios.fire),

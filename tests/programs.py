@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+PGQ_WORKER = [sys.executable, "-c", "from pgqueue.cli import worker; worker(prog_name='pgq-worker')"]
+"""The command of a worker, without a script that somebody would have to install."""
 
 
 def run(*command: str | Path, cwd: Path = ROOT, fails: bool = False, **environment: str) -> str:

@@ -12,7 +12,10 @@ from typing import Any
 
 import psycopg
 
+from .pgbench import BenchmarkError
 from .server import Database, Server
+
+RETIRE_SECONDS = 300
 
 
 class Background(threading.Thread):
@@ -55,6 +58,16 @@ def maintain(db: psycopg.Connection[Any]) -> bool:
     return bool(row and row[0])
 
 
+def retire(db: psycopg.Connection[Any]) -> None:
+    """Turn the ring until all that is done is archived and its segments are empty."""
+    empty = "SELECT sum(pg_relation_size(relid)) = 0 FROM pg_partition_tree('pgq.job') WHERE isleaf"
+    deadline = time.monotonic() + RETIRE_SECONDS
+    while db.execute(empty).fetchone() != (True,):
+        if time.monotonic() > deadline:
+            raise BenchmarkError("finished segments were not retired")
+        db.execute("SELECT pgq.rotate(true)")
+
+
 @contextmanager
 def maintenance(database: Database) -> Iterator[None]:
     """pgq.maintain() about each second, as any pgq worker calls it."""
@@ -70,9 +83,9 @@ def maintenance(database: Database) -> Iterator[None]:
 
 
 @contextmanager
-def pinned_snapshot(database: Database) -> Iterator[None]:
-    """Somebody else's long transaction: it holds a snapshot and has a transaction id."""
-    with database.connect() as db:
+def pinned_snapshot(connection: psycopg.Connection[Any]) -> Iterator[None]:
+    """Somebody else's long transaction: it holds a snapshot and has a transaction id. Closes the connection."""
+    with connection as db:
         db.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
         db.execute("SELECT pg_current_xact_id()")
         try:

@@ -16,31 +16,30 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
-import psycopg
 from rich.console import Console
 from rich.table import Table
 
-from tests.cluster import Cluster, find_binaries
+from tests.cluster import find_binaries
 
-from .server import HERE, PGQ_SQL, ROOT
-from .systems import PAYLOAD
+from .server import PGQ_SQL, ROOT, Database, Server
+from .systems import PAYLOAD, both
 
 RELEASED = ROOT / "sql" / "upgrade" / "release"
 FEW, MANY = 100, 300
 
 # What a call does, the statement, and the jobs that it is about. The conventional queue has the same functions.
 CALLS: list[tuple[str, str, int]] = [
-    ("enqueue", f"SELECT pgq.enqueue('q', '{PAYLOAD}')", 1),
+    ("enqueue", f"SELECT pgq.enqueue('bench', '{PAYLOAD}')", 1),
     (
         "enqueue_many, 100 jobs",
-        f"SELECT count(*) FROM pgq.enqueue_many('q', array_fill('{PAYLOAD}'::jsonb, ARRAY[100]))",
+        f"SELECT count(*) FROM pgq.enqueue_many('bench', array_fill('{PAYLOAD}'::jsonb, ARRAY[100]))",
         100,
     ),
-    ("claim", "SELECT * FROM pgq.claim('q')", 1),
-    ("claim and ack", "SELECT pgq.ack(c.id, c.lease) FROM pgq.claim('q') c", 1),
+    ("claim", "SELECT * FROM pgq.claim('bench')", 1),
+    ("claim and ack", "SELECT pgq.ack(c.id, c.lease) FROM pgq.claim('bench') c", 1),
     (
         "claim and ack_many, 100 jobs",
-        "SELECT count(*) FROM (SELECT array_agg(id) AS ids, array_agg(lease) AS leases FROM pgq.claim('q', 100)) c,"
+        "SELECT count(*) FROM (SELECT array_agg(id) AS ids, array_agg(lease) AS leases FROM pgq.claim('bench', 100)) c,"
         " pgq.ack_many(c.ids, c.leases)",
         100,
     ),
@@ -48,28 +47,22 @@ CALLS: list[tuple[str, str, int]] = [
 
 
 @contextmanager
-def installed(bin_dir: Path, script: Path) -> Iterator[Cluster]:
-    """A server that is down, whose database has both systems, each with a queue with enough ready jobs."""
-    with tempfile.TemporaryDirectory(prefix="pgqueue-instructions-") as folder:
-        cluster = Cluster.create(Path(folder), bin=bin_dir, conf={"autovacuum": "off", "jit": "off"})
+def installed(bin_dir: Path, script: Path) -> Iterator[Database]:
+    """A database of a server that is down, with both systems, each with a queue with enough ready jobs."""
+    with Server.start(bin_dir, script) as server, server.database() as database:
+        for queue in both(database):
+            queue.load(MANY * 100)
+            queue.tidy()
+        server.cluster.stop()
         try:
-            cluster.psql("-f", str(script), "-f", str(HERE / "conventional.sql"))
-            with psycopg.connect(cluster.dsn(), autocommit=True) as db:
-                for schema in ("pgq", "conv"):
-                    db.execute(f"SELECT {schema}.create_queue('q')".encode())
-                    fill = f"SELECT count(*) FROM {schema}.enqueue_many('q', array_fill(%s::jsonb, ARRAY[1000]))"
-                    for _ in range(MANY // 10 + 1):
-                        db.execute(fill.encode(), [PAYLOAD])
-                db.execute("SELECT pgq.maintain()")
-                db.execute("VACUUM (ANALYZE) conv.job")
-            cluster.stop()
-            yield cluster
+            yield database
         finally:
-            cluster.stop("immediate")
+            server.cluster.start()
 
 
-def count(cluster: Cluster, statement: str, calls: int) -> int:
+def count(database: Database, statement: str, calls: int) -> int:
     """Instructions of a server that starts, makes so many calls, and ends. The data are those of before, each time."""
+    cluster = database.server.cluster
     owner = cluster.data.stat()
     with tempfile.TemporaryDirectory(prefix="pgqueue-instructions-") as folder:
         data, out = Path(folder) / "data", Path(folder) / "callgrind"
@@ -79,7 +72,7 @@ def count(cluster: Cluster, statement: str, calls: int) -> int:
                 os.chown(path, owner.st_uid, owner.st_gid)
         tool = ["setarch", "-R", "valgrind", "--tool=callgrind", f"--callgrind-out-file={out}"]
         done = subprocess.run(
-            [*tool, str(cluster.bin / "postgres"), "--single", "-D", str(data), "postgres"],
+            [*tool, str(cluster.bin / "postgres"), "--single", "-D", str(data), database.name],
             input="SELECT setseed(0.5)\n" + f"{statement}\n" * calls,
             check=False,
             capture_output=True,
@@ -96,10 +89,10 @@ def count(cluster: Cluster, statement: str, calls: int) -> int:
 
 def measure(bin_dir: Path, script: Path, *schemas: str) -> list[list[float]]:
     """Instructions per job of each kind of call, for each schema."""
-    with installed(bin_dir, script) as cluster:
+    with installed(bin_dir, script) as database:
         return [
             [
-                (count(cluster, call, MANY) - count(cluster, call, FEW)) / (MANY - FEW) / jobs
+                (count(database, call, MANY) - count(database, call, FEW)) / (MANY - FEW) / jobs
                 for call, jobs in ((statement.replace("pgq.", f"{schema}."), jobs) for _, statement, jobs in CALLS)
             ]
             for schema in schemas

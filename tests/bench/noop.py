@@ -8,10 +8,10 @@ app = App()
 
 
 @app.task("sync", queue="bench")
-def sync() -> None:
+def sync(**payload: object) -> None:
     """Return at once."""
 
 
 @app.task("async", queue="bench")
-async def asynchronous() -> None:
+async def asynchronous(**payload: object) -> None:
     """Return at once."""

@@ -9,7 +9,7 @@ import platform
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,21 +123,7 @@ class Server:
 
     def facts(self) -> dict[str, Any]:
         """What a reader must know to judge the figures."""
-        with self._admin() as db:
-            version = db.execute("SELECT version()").fetchone()
-            settings = db.execute(
-                "SELECT name, current_setting(name) FROM unnest(%s::text[]) AS s (name)",
-                [list(SETTINGS)],
-            ).fetchall()
-        return {
-            "postgres": version[0] if version else "",
-            "settings": dict(settings),
-            "cpus": os.cpu_count(),
-            "cpu": cpu_model(),
-            "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-            "platform": platform.platform(),
-            "fdatasync_us": fdatasync_us(Path(self.cluster.data)),
-        }
+        return server_facts(self.cluster)
 
     def cpu_seconds(self) -> float:
         """CPU time that the server has used so far."""
@@ -153,6 +139,24 @@ class Server:
             check=True,
             stdout=subprocess.DEVNULL,
         )
+
+
+def server_facts(cluster: Cluster, settings: Iterable[str] = SETTINGS) -> dict[str, Any]:
+    """The server's version and these settings, the machine, and how fast its disk is."""
+    with psycopg.connect(cluster.dsn(), autocommit=True) as db:
+        version = db.execute("SELECT version()").fetchone()
+        found = db.execute(
+            "SELECT name, current_setting(name) FROM unnest(%s::text[]) AS s (name)", [list(settings)]
+        ).fetchall()
+    return {
+        "postgres": version[0] if version else "",
+        "settings": dict(found),
+        "cpus": os.cpu_count(),
+        "cpu": cpu_model(),
+        "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
+        "platform": platform.platform(),
+        "fdatasync_us": fdatasync_us(cluster.data),
+    }
 
 
 def server_cpu_seconds(cluster: Cluster) -> float:

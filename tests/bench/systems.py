@@ -9,18 +9,16 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-import psycopg
 from psycopg import sql
 
 from . import pgbench
-from .background import maintain, maintenance
+from .background import maintain, maintenance, retire
 from .pgbench import BenchmarkError, Run
 from .server import Database
 
 # 100 bytes of JSON, as a small real job has them.
 PAYLOAD = json.dumps({"to": "somebody@example.org", "template": "welcome", "n": 1, "text": "x" * 27})
 LOAD_ARRAY = 10_000
-RETIRE_SECONDS = 300
 
 
 def payloads(count: int) -> str:
@@ -62,11 +60,11 @@ class Queue:
         )
         return self
 
-    def load(self, count: int) -> None:
+    def load(self, count: int, task: str | None = None) -> None:
         """Adds at least `count` ready jobs."""
         with self.database.connect() as db:
-            query = sql.SQL("SELECT count(*) FROM {}.enqueue_many(%s, array_fill(%s::jsonb, ARRAY[%s]))").format(
-                sql.Identifier(self.schema)
+            query = sql.SQL("SELECT count(*) FROM {}.enqueue_many(%s, array_fill(%s::jsonb, ARRAY[%s]){})").format(
+                sql.Identifier(self.schema), sql.SQL(", task => {}").format(task) if task else sql.SQL("")
             )
             for _ in range(-(-count // LOAD_ARRAY)):
                 db.execute(query, (self.name, PAYLOAD, min(count, LOAD_ARRAY)))
@@ -99,18 +97,8 @@ class Queue:
         self.tidy()
         if self.is_pgq:
             with self.database.connect() as db:
-                while not self._empty(db):
-                    if time.monotonic() - began > RETIRE_SECONDS:
-                        raise BenchmarkError("finished segments were not retired")
-                    db.execute("SELECT pgq.rotate(true)")
+                retire(db)
         return time.monotonic() - began
-
-    @staticmethod
-    def _empty(db: psycopg.Connection[Any]) -> bool:
-        row = db.execute(
-            "SELECT sum(pg_relation_size(relid)) = 0 FROM pg_partition_tree('pgq.job') WHERE isleaf"
-        ).fetchone()
-        return bool(row and row[0])
 
     @contextmanager
     def work(self) -> Iterator[None]:

@@ -8,7 +8,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -18,6 +17,7 @@ from psycopg.conninfo import make_conninfo
 
 from tests.chaos.clients.base import Assignment
 from tests.chaos.clients.cast import Part, play
+from tests.programs import PGQ_WORKER
 
 ROOT = Path(__file__).parents[2]
 _forkserver = multiprocessing.get_context("forkserver")
@@ -182,7 +182,7 @@ class RealWorker(_Signalled):
         self._log = folder / f"{client}.log"
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", "from pgqueue.cli import worker; worker()", *command],
+                [*PGQ_WORKER, *command],
                 cwd=ROOT,
                 env={**os.environ, "CHAOS_HISTORY": str(folder), "CHAOS_CLIENT": client},
                 stdin=subprocess.DEVNULL,

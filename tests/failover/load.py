@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ import psycopg
 import pgqueue
 from pgqueue import ClaimedJob, Client, LeaseLost
 from tests.failover.history import Writer
+from tests.programs import PGQ_WORKER
 
 ROOT = Path(__file__).parent.parent.parent
 GONE = (psycopg.OperationalError, psycopg.InterfaceError)
@@ -224,12 +224,11 @@ def acknowledge(db: Connection, writer: Writer, job: ClaimedJob) -> None:
 
 def start_worker(dsn: str, path: Path, name: str, *options: str) -> subprocess.Popen[bytes]:
     """Start a `pgq-worker` of tests/failover/app.py; it logs to a file in the directory."""
-    code = "from pgqueue.cli import worker; worker(prog_name='pgq-worker')"
     package = Path(pgqueue.__file__).parent.parent
     with (path / f"{name}.log").open("w") as log:
         return subprocess.Popen(
             [
-                sys.executable, "-c", code, "tests.failover.app:app", "--dsn", dsn, "--queue", QUEUE, "--name", name,
+                *PGQ_WORKER, "tests.failover.app:app", "--dsn", dsn, "--queue", QUEUE, "--name", name,
                 "--concurrency", "4", "--poll", "0.2", *options,
             ],
             cwd=ROOT,

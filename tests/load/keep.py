@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from .crew import Site
 from .plan import PROBE
-from .server import Connection, Server
+from .server import Connection
 
 
 @dataclass(frozen=True)
@@ -75,15 +73,3 @@ class Probe:
             for notification in worker.notifies(timeout=left, stop_after=1):
                 if notification.payload == PROBE:
                     return
-
-
-@contextmanager
-def pinned_snapshot(server: Server) -> Iterator[None]:
-    """Somebody else's long transaction: it holds a snapshot and has a transaction id."""
-    with server.connect("pinned snapshot") as db:
-        db.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
-        db.execute("SELECT pg_current_xact_id()")
-        try:
-            yield
-        finally:
-            db.execute("ROLLBACK")

@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.bench.background import pinned_snapshot
+
 from . import database
 from .check import Verdict, check
 from .consume import Consumer
 from .crew import PATIENCE, Crew, Member, Task
 from .idle import Crowd
-from .keep import Maintainer, Probe, pinned_snapshot
+from .keep import Maintainer, Probe
 from .plan import MAIN, PROBE, Plan, shares
 from .produce import Pile, Producer
 from .sample import Sample, Sampler
@@ -173,7 +175,7 @@ class Run:
 
         self._enter("steady")
         self._wait(began + plan.pinned_from - time.monotonic(), producers)
-        with pinned_snapshot(self._server):
+        with pinned_snapshot(self._server.connect("pinned snapshot")):
             self._enter("pinned")
             self._wait(began + plan.pinned_from + plan.pinned_seconds - time.monotonic(), producers)
             counted = database.count_dead_tuples(db)

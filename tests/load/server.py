@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +11,7 @@ from typing import Any
 import psutil
 import psycopg
 
-from tests.bench.server import SETTINGS, cpu_model, fdatasync_us
+from tests.bench.server import SETTINGS, server_facts
 from tests.cluster import Cluster
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,18 +56,4 @@ class Server:
 
     def facts(self) -> dict[str, Any]:
         """What a reader must know to judge the figures."""
-        names = [*SETTINGS, "max_locks_per_transaction"]
-        with self.connect() as db:
-            version = db.execute("SELECT version()").fetchone()
-            settings = db.execute(
-                "SELECT name, current_setting(name) FROM unnest(%s::text[]) AS s (name)", [names]
-            ).fetchall()
-        return {
-            "postgres": version[0] if version else "",
-            "settings": dict(settings),
-            "cpus": os.cpu_count(),
-            "cpu": cpu_model(),
-            "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
-            "platform": platform.platform(),
-            "fdatasync_us": fdatasync_us(self.cluster.data),
-        }
+        return server_facts(self.cluster, [*SETTINGS, "max_locks_per_transaction"])

@@ -3,36 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
-from datetime import datetime, timedelta
 from typing import Any
 
+from pgqueue import LiveJob, QueueActivity, QueueStat
 from tests.model.data import Place, Queue
 from tests.model.model import NEVER_YET, Model
 from tests.model.transactions import Transaction, visible
-from tests.model.views import Stat, check_stats
+from tests.model.views import check_stats
 
 FAILED = ("retry", "dead", "expired")
-
-
-@dataclass(frozen=True)
-class LiveJob:
-    """A row of pgq.jobs."""
-
-    id: int
-    queue: str
-    task: str | None
-    state: str
-    priority: int
-    attempt: int
-    enqueued_at: datetime
-    run_at: datetime | None
-    started_at: datetime | None
-    expires_at: datetime | None
-    worker: str | None
-    lease: int | None
-    group_key: str | None
-    payload: Any
 
 
 def check_jobs(model: Model, viewer: Transaction, queue: Queue, rows: list[LiveJob]) -> None:
@@ -48,12 +27,12 @@ def check_jobs(model: Model, viewer: Transaction, queue: Queue, rows: list[LiveJ
         place = places[row.id]
         lease = place.lease
         parked = row.state == "parked" and place.state == "ready" and place.job.group
-        expected = LiveJob(
+        expected = LiveJob._make((
             place.job.id, queue.name, place.job.task, "parked" if parked else place.status, place.priority,
             place.attempt, place.job.enqueued_at, place.run_at, place.started_at,
             model.expires_at(viewer, lease) if lease else None, lease.worker if lease else None,
             lease.id if lease else None, place.job.group, place.job.payload,
-        )  # fmt: skip
+        ))  # fmt: skip
         assert row == expected, f"{row}, and not {expected}"
 
 
@@ -78,27 +57,7 @@ def check_workers(model: Model, viewer: Transaction, rows: list[tuple[Any, ...]]
     assert sorted(shown, key=str) == sorted(expected, key=str), f"{shown}, and not {expected}"
 
 
-@dataclass(frozen=True)
-class Activity:
-    """A row of pgq.activity."""
-
-    queue: str
-    paused: bool
-    ready: int
-    running: int
-    scheduled: int
-    retrying: int
-    parked: int
-    waiting: int
-    dead: int
-    exact: bool
-    oldest_ready: timedelta | None
-    enqueue_rate: float
-    done_rate: float
-    failure_rate: float
-
-
-def check_activity(model: Model, viewer: Transaction, rows: list[Activity]) -> None:
+def check_activity(model: Model, viewer: Transaction, rows: list[QueueActivity]) -> None:
     """The same as pgq.stats, while there are few jobs. What is overdue is not looked for, and not every age is."""
     stats = []
     for row in rows:
@@ -117,7 +76,7 @@ def check_activity(model: Model, viewer: Transaction, rows: list[Activity]) -> N
         assert retrying - (len(late) - len(first)) <= row.retrying <= retrying, row
         oldest = max(ages) if row.ready else None
         stats.append(
-            Stat(
+            QueueStat(
                 row.queue, row.paused, row.ready, row.running, scheduled, retrying, row.dead, oldest, row.parked,
                 row.waiting,
             )

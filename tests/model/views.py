@@ -7,6 +7,7 @@ from dataclasses import astuple, dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
+from pgqueue import JobAttempt, QueueStat
 from tests.model.data import Ending, Failure, Place, Queue
 from tests.model.model import MAINTENANCE, NEVER_YET, Model
 from tests.model.transactions import OUTSIDE, Transaction, visible
@@ -18,23 +19,7 @@ CODES = {
 }
 
 
-@dataclass(frozen=True)
-class Stat:
-    """A row of pgq.stats."""
-
-    queue: str
-    paused: bool
-    ready: int
-    running: int
-    scheduled: int
-    retrying: int
-    dead: int
-    oldest_ready: timedelta | None
-    parked: int
-    waiting: int
-
-
-def check_stats(model: Model, viewer: Transaction, actual: list[Stat]) -> None:
+def check_stats(model: Model, viewer: Transaction, actual: list[QueueStat]) -> None:
     """Each queue that the viewer sees, and exactly what it holds."""
     queues = sorted((q for q in model.queues if visible(viewer, q)), key=lambda q: q.name.encode())
     assert [stat.queue for stat in actual] == [queue.name for queue in queues]
@@ -46,7 +31,7 @@ def check_stats(model: Model, viewer: Transaction, actual: list[Stat]) -> None:
         _check_stat(model, viewer, queue, places[queue.serial], stat)
 
 
-def _check_stat(model: Model, viewer: Transaction, queue: Queue, places: list[Place], stat: Stat) -> None:
+def _check_stat(model: Model, viewer: Transaction, queue: Queue, places: list[Place], stat: QueueStat) -> None:
     ready = [place for place in places if place.state == "ready"]
     running = [place for place in places if place.state == "running"]
     # What a claim has looked at and left to wait for its group is parked.
@@ -56,7 +41,7 @@ def _check_stat(model: Model, viewer: Transaction, queue: Queue, places: list[Pl
     # A lease whose claim was committed only after it had expired is looked for every five minutes.
     seen = model.reaped_at or NEVER_YET
     overlooked = [p for p in running if p.lease and model.expires_at(viewer, p.lease) <= seen]
-    expected = Stat(
+    expected = QueueStat(
         queue=queue.name,
         paused=queue.paused,
         ready=len(ready) - parked,
@@ -103,29 +88,13 @@ def check_requests(model: Model, viewer: Transaction, asked: set[int]) -> None:
     assert asked == expected, f"asked to stop are {asked}, and not {expected}"
 
 
-@dataclass(frozen=True)
-class Attempt:
-    """A row of pgq.attempts."""
-
-    attempt: int
-    state: str
-    lease: int | None
-    worker: str | None
-    started_at: datetime | None
-    finished_at: datetime | None
-    expires_at: datetime | None
-    result: Any
-    error: str | None
-    progress: Any
-
-
-def check_attempts(model: Model, viewer: Transaction, place: Place, rows: list[Attempt]) -> None:
+def check_attempts(model: Model, viewer: Transaction, place: Place, rows: list[JobAttempt]) -> None:
     """The attempt that is running, and each that has ended, once: unless the archive has dropped it, and no history."""
     running = []
     if lease := place.lease:
         told = model.progress_of(viewer, place)
         running = [
-            Attempt(
+            JobAttempt(
                 place.attempt, "running", lease.id, lease.worker, place.started_at, None,
                 model.expires_at(viewer, lease), None, None, told.value if told else None,
             )
@@ -139,7 +108,7 @@ def check_attempts(model: Model, viewer: Transaction, place: Place, rows: list[A
     assert sure <= found <= everything, f"{place}: {rows}, and not {endings}"
 
 
-def _shown(state: str, ended: Attempt | Ending) -> tuple[Any, ...]:
+def _shown(state: str, ended: JobAttempt | Ending) -> tuple[Any, ...]:
     return ended.attempt, state, ended.finished_at, ended.error
 
 

@@ -13,16 +13,15 @@ import psycopg
 from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
+from pgqueue import JobAttempt, LiveJob, QueueActivity, QueueStat
 from tests.model.data import Asked, Call, Expect, Failure, Limits, Look, Newest, Place, Request
 from tests.model.database import PATIENCE, ROLE, Connection, Database
-from tests.model.lists import Activity, LiveJob, check_activity, check_failures, check_jobs, check_workers
+from tests.model.lists import check_activity, check_failures, check_jobs, check_workers
 from tests.model.model import UNCLAIMED, Model, Pair, with_result
 from tests.model.transactions import NEVER, OUTSIDE, Transaction, visible
 from tests.model.views import (
     Archived,
-    Attempt,
     DeadLetter,
-    Stat,
     check_archive,
     check_attempts,
     check_batch,
@@ -729,9 +728,9 @@ class World:
             for place in self.model.places(viewer, "waiting"):
                 self._check_waiting(viewer, connection, place)
 
-    def _stats(self, connection: Connection) -> list[Stat]:
+    def _stats(self, connection: Connection) -> list[QueueStat]:
         self.called["stats"] = self.called.get("stats", 0) + 1
-        with connection.cursor(row_factory=class_row(Stat)) as cursor:
+        with connection.cursor(row_factory=class_row(QueueStat)) as cursor:
             return cursor.execute("SELECT * FROM pgq.stats()").fetchall()
 
     def _statuses(self, connection: Connection, ids: Sequence[int]) -> dict[int, State]:
@@ -760,7 +759,7 @@ class World:
 
     def _check_attempts(self, viewer: Transaction, connection: Connection, place: Place) -> None:
         self._note("attempts")
-        with connection.cursor(row_factory=class_row(Attempt)) as cursor:
+        with connection.cursor(row_factory=class_row(JobAttempt)) as cursor:
             rows = cursor.execute("SELECT * FROM pgq.attempts(%s)", [place.job.id]).fetchall()
         check_attempts(self.model, viewer, place, rows)
 
@@ -799,7 +798,7 @@ class World:
                     jobs = cursor.execute("SELECT * FROM pgq.jobs(%s, n => 1000)", [name]).fetchall()
                 check_jobs(self.model, viewer, queue, jobs)
         check_workers(self.model, viewer, connection.execute("SELECT * FROM pgq.workers()").fetchall())
-        with connection.cursor(row_factory=class_row(Activity)) as cursor:
+        with connection.cursor(row_factory=class_row(QueueActivity)) as cursor:
             check_activity(self.model, viewer, cursor.execute("SELECT * FROM pgq.activity()").fetchall())
         check_failures(self.model, viewer, connection.execute("SELECT * FROM pgq.failures(1000)").fetchall())
         assert VERSION

@@ -71,7 +71,8 @@ def main(
     with tempfile.TemporaryDirectory(prefix="pgqueue-peers-") as folder, Server.start(find_binaries(pg)) as server:
         bench = Bench(server, plan, Path(folder))
         facts = server.facts()
-        for run in _measure(bench, systems, only or tuple(WORKLOADS), rounds or plan.rounds):
+        whole = tuple(name for name, workload in WORKLOADS.items() if not workload.only_if_named)
+        for run in _measure(bench, systems, only or whole, rounds or plan.rounds):
             runs.append(run)
             console.print(f"{time.monotonic() - began:5.0f} s  {_line(run)}", highlight=False)
             facts |= {

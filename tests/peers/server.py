@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
-import platform
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,11 +11,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import psutil
 import psycopg
 from psycopg import sql
 
-from tests.bench.server import SETTINGS, cpu_model, fdatasync_us, server_cpu_seconds
+from tests.bench.server import SETTINGS, server_cpu_seconds, server_facts
 from tests.cluster import Cluster
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -90,20 +87,7 @@ class Server:
 
     def facts(self) -> dict[str, Any]:
         """What a reader must know to judge the figures."""
-        with psycopg.connect(self.cluster.dsn("postgres"), autocommit=True) as db:
-            version = db.execute("SELECT version()").fetchone()
-            settings = db.execute(
-                "SELECT name, current_setting(name) FROM unnest(%s::text[]) AS s (name)", [list(SETTINGS)]
-            ).fetchall()
-        return {
-            "postgres": version[0] if version else "",
-            "settings": dict(settings),
-            "cpus": os.cpu_count(),
-            "cpu": cpu_model(),
-            "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
-            "platform": platform.platform(),
-            "fdatasync_us": fdatasync_us(self.cluster.data),
-        }
+        return server_facts(self.cluster)
 
     def _admin(self, statement: Any, *names: str) -> None:
         with psycopg.connect(self.cluster.dsn("postgres"), autocommit=True) as db:

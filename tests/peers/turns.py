@@ -68,6 +68,8 @@ class Workload:
     measure: Callable[[Bench, System], Found]
     every_round: bool = True
     """False for what takes minutes: one round only."""
+    only_if_named: bool = False
+    """Whether it is not part of a whole run."""
 
 
 def turns(systems: Sequence[System], rounds: int) -> Iterator[tuple[int, System]]:

@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -20,6 +19,7 @@ from click.testing import CliRunner, Result
 from pgqueue import App, AsyncClient, Client, Worker, cli
 from tests.cluster import Cluster
 from tests.conftest import fresh_database
+from tests.programs import PGQ_WORKER
 from tests.python.support import Face, Run, eventually
 
 ROOT = Path(__file__).parent.parent.parent
@@ -124,13 +124,12 @@ class WorkerProcess:
 
     def __init__(self, dsn: str, log: Path, *options: str) -> None:
         self._log = log
-        code = "from pgqueue.cli import worker; worker(prog_name='pgq-worker')"
         import pgqueue
 
         package = Path(pgqueue.__file__).parent.parent
         with log.open("w") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", code, "tests.python.handlers:app", "--dsn", dsn, *options],
+                [*PGQ_WORKER, "tests.python.handlers:app", "--dsn", dsn, *options],
                 cwd=ROOT,
                 env={**os.environ, "PYTHONPATH": str(package), "HANDLERS_DSN": dsn},
                 stderr=stderr,

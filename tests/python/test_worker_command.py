@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -23,6 +22,7 @@ import pgqueue
 from pgqueue import App, Client, Worker, cli
 from pgqueue.worker.health import Health
 from pgqueue.worker.worker import _turns
+from tests.programs import PGQ_WORKER
 from tests.python.conftest import Running, WorkerProcess
 from tests.python.handlers import count
 from tests.python.support import Until, alive, eventually
@@ -239,11 +239,10 @@ def test_the_log_is_json(start_worker: Start, client: Client) -> None:
 def test_a_change_of_a_file_starts_it_anew(dsn: str, client: Client, tmp_path: Path, until: Until) -> None:
     source = "import pgqueue\napp = pgqueue.App()\n@app.task('t', queue='q')\ndef t() -> int:\n    return {}\n"
     (tmp_path / "fresh.py").write_text(source.format(1))
-    code = "from pgqueue.cli import worker; worker(prog_name='pgq-worker')"
     package = str(Path(pgqueue.__file__).parent.parent)
     with (tmp_path / "log").open("w") as log_file:
         process = subprocess.Popen(
-            [sys.executable, "-c", code, "fresh", "--dsn", dsn, "--reload", "--poll", "0.1"],
+            [*PGQ_WORKER, "fresh", "--dsn", dsn, "--reload", "--poll", "0.1"],
             cwd=tmp_path,
             env={**os.environ, "PYTHONPATH": package, "PYTHONDONTWRITEBYTECODE": "1"},
             stderr=log_file,

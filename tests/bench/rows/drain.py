@@ -7,6 +7,8 @@ import subprocess
 import time
 from collections.abc import Iterator
 
+from tests.programs import PGQ_WORKER
+
 from ..background import maintenance
 from ..compare import compare
 from ..pgbench import BenchmarkError
@@ -14,7 +16,6 @@ from ..report import Row, at_least
 from ..server import ROOT
 from ..systems import Queue
 from . import Bench
-from .latency import PGQ_WORKER
 
 WORKERS = (
     ("sync handlers", "sync", 1, 30_000),
@@ -36,7 +37,7 @@ def drain(bench: Bench) -> Iterator[Row]:
                 return bench.drain_jobs / (_work(queue, task, processes, bench.drain_jobs) - start)
 
             def bare(queue: Queue = queue) -> float:
-                _load(queue, None, bench.drain_jobs)
+                queue.load(bench.drain_jobs)
                 return bench.drain_jobs / _bare_loop(queue)
 
             with maintenance(database):
@@ -52,30 +53,13 @@ def drain(bench: Bench) -> Iterator[Row]:
         )
 
 
-def _load(queue: Queue, task: str | None, count: int) -> None:
-    with queue.database.connect() as db:
-        for first in range(0, count, 10_000):
-            db.execute(
-                "SELECT count(*) FROM pgq.enqueue_many(%s, array_fill('{}'::jsonb, ARRAY[%s]), task => %s)",
-                [queue.name, min(count - first, 10_000), task],
-            )
-
-
 def _work(queue: Queue, task: str, processes: int, count: int) -> float:
     """The seconds in which a worker starts, does all there is to do, and ends."""
-    _load(queue, task, count)
-    command = [
-        *PGQ_WORKER,
-        "tests.bench.noop:app",
-        "--concurrency",
-        str(CONCURRENCY),
-        "--drain",
-        "--log-level",
-        "error",
-    ]
+    queue.load(count, task)
+    options = ["--concurrency", str(CONCURRENCY), "--processes", str(processes), "--drain", "--log-level", "error"]
     began = time.perf_counter()
     subprocess.run(
-        [*command, *(["--processes", str(processes)] if processes > 1 else [])],
+        [*PGQ_WORKER, "tests.bench.noop:app", *options],
         cwd=ROOT,
         env={**os.environ, "PGQUEUE_DSN": queue.database.dsn},
         check=True,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pgqueue import Client
+from tests.programs import PGQ_WORKER
 
 from ..background import Worker, maintenance, running
 from ..pgbench import BenchmarkError, percentile
@@ -23,7 +23,6 @@ from ..systems import Queue
 from . import Bench
 
 WARM_UP = 20  # jobs; connections, prepared statements, imports
-PGQ_WORKER = [sys.executable, "-c", "from pgqueue.cli import worker; worker()"]
 
 Samples = Callable[[], dict[int, int]]  # number of the job -> when its handler started, ns
 

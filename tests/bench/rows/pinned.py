@@ -104,7 +104,7 @@ def _measure(bench: Bench, schema: str) -> Pinned:
         before = queue.count("ready")
         producer = Producer(database, schema, queue.name, payloads(100))
         clock = CpuClock(bench.server)
-        with pinned_snapshot(database):
+        with pinned_snapshot(database.connect()):
             with queue.turn(), running(producer), running(clock):
                 began = database.value("SELECT clock_timestamp()")
                 run, missing = queue.measured("claim_ack_1.sql", clients=CLIENTS, seconds=seconds, progress=True)

@@ -9,18 +9,14 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from psycopg import sql
-
-from tests.bench.background import maintain
+from tests.bench.background import maintain, retire
+from tests.programs import PGQ_WORKER
 
 from ..environment import ROOT
-from ..program import PeerError
-from ..server import Connection, Database
+from ..server import Database
 from ..system import System
 
-WORKER = [sys.executable, "-c", "from pgqueue.cli import worker; worker()"]
 CONCURRENCY = 8
-ROTATIONS = 1000
 
 
 @dataclass(frozen=True)
@@ -41,26 +37,15 @@ class _Pgqueue(System):
     def command(self, verb: str) -> Sequence[str | Path]:
         module = f"tests.peers.systems.{self.program}"
         if verb == "work":
-            return [*WORKER, f"{module}:app", "--concurrency", str(CONCURRENCY), "--log-level", "warning"]
+            return [*PGQ_WORKER, f"{module}:app", "--concurrency", str(CONCURRENCY), "--log-level", "warning"]
         return [sys.executable, "-m", module, verb]
 
     def tidy(self, database: Database) -> None:
         """Archive all that is done and give its space back, which else happens some minutes later."""
         with database.connect() as db:
-            for _ in range(ROTATIONS):
-                while maintain(db):
-                    pass
-                if _empty(db):
-                    return
-                db.execute("SELECT pgq.rotate(true)")
-        raise PeerError("finished segments were not retired")
-
-
-def _empty(db: Connection) -> bool:
-    row = db.execute(
-        sql.SQL("SELECT sum(pg_relation_size(relid)) = 0 FROM pg_partition_tree('pgq.job') WHERE isleaf")
-    ).fetchone()
-    return bool(row and row[0])
+            while maintain(db):
+                pass
+            retire(db)
 
 
 SYSTEM = _Pgqueue(

@@ -14,6 +14,7 @@ WORKLOADS: dict[str, Workload] = {
         Workload("offered", offered.offered, every_round=False),
         Workload("idle", idle.idle),
         Workload("pinned", pinned.pinned, every_round=False),
+        Workload("unpinned", pinned.unpinned, every_round=False, only_if_named=True),
         Workload("around", around.around, every_round=False),
         Workload("crash", crash.crash, every_round=False),
         Workload("life", life.life),

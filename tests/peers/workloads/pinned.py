@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+from tests.bench.background import pinned_snapshot
 
 from ..program import PeerError, Program
 from ..server import Database
@@ -24,6 +26,15 @@ Points = Sequence[tuple[float, int]]  # when, and how many had been done by then
 
 
 def pinned(bench: Bench, system: System) -> Found:
+    return _throughput(bench, system, lambda database: pinned_snapshot(database.connect()))
+
+
+def unpinned(bench: Bench, system: System) -> Found:
+    """The same without a snapshot: what of the course is not the snapshot's doing."""
+    return _throughput(bench, system, lambda database: nullcontext())
+
+
+def _throughput(bench: Bench, system: System, beside: Callable[[Database], AbstractContextManager[None]]) -> Found:
     plan = bench.plan
     with (
         bench.database(system) as database,
@@ -32,7 +43,7 @@ def pinned(bench: Bench, system: System) -> Found:
     ):
         feeder = Feeder(worker, producer, max(int(bench.rate(system)), FEWEST_WAITING))
         feeder.run(plan.settle_seconds)
-        with snapshot(database):
+        with beside(database):
             began = time.time()
             feeder.run(plan.pinned_seconds)
             space = Space.now(database, system.schemas)
@@ -67,18 +78,6 @@ class Feeder:
                 self._producer.send(str(missing))
                 self._asked += missing
             time.sleep(LOOK_EVERY)
-
-
-@contextmanager
-def snapshot(database: Database) -> Iterator[None]:
-    """Somebody else's long transaction: it holds a snapshot and has a transaction id."""
-    with database.connect() as db:
-        db.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
-        db.execute("SELECT pg_current_xact_id()")
-        try:
-            yield
-        finally:
-            db.execute("ROLLBACK")
 
 
 def rate(points: Points, since: float, until: float) -> float:

@@ -64,6 +64,8 @@ def pytest_configure(config: pytest.Config) -> None:
     run_dir.chmod(0o711)
     config.stash[run_dir_key] = run_dir
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up then, too
+    # Who is started with & by a script ignores this signal, and so would all that the tests start and interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -223,7 +223,8 @@ BEGIN
     ) THEN
         RETURN;
     END IF;
-    EXECUTE format('CREATE TABLE pgq.%I (LIKE pgq.archive INCLUDING COMMENTS)', v_name);
+    -- What is only added to and then dropped whole needs no vacuum, but for what an administrator deletes.
+    EXECUTE format('CREATE TABLE pgq.%I (LIKE pgq.archive INCLUDING COMMENTS) WITH (autovacuum_vacuum_insert_threshold = -1)', v_name);
     EXECUTE format('REVOKE ALL ON TABLE pgq.%I FROM PUBLIC', v_name);  -- whatever the owner's default privileges say
     EXECUTE format('REVOKE ALL ON TYPE pgq.%I FROM PUBLIC', v_name);
     EXECUTE format('COMMENT ON TABLE pgq.%I IS %L', v_name, format('To be dropped after %s', v_to));
@@ -262,11 +263,11 @@ COMMENT ON FUNCTION pgq._archive_drop() IS 'Drops archive partitions whose time 
 -- Copies the next outcomes of a drained segment, and all that belongs to them, to the archive: up to 200 blocks, or
 -- some 10,000 jobs. Nothing there changes any more, so it needs no lock. Returns whether the whole segment is copied.
 -- From the outcomes to what belongs to them, each by its index: nobody analyses these tables, so a plan that is left
--- its choice may read all leases in each step.
+-- its choice may read all leases in each step, or remember each job under the whole array of its lease's jobs.
 CREATE FUNCTION pgq._archive_segment(slot int) RETURNS boolean
     LANGUAGE plpgsql
     SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
-    SET jit = off SET lock_timeout = '50ms'
+    SET enable_memoize = off SET jit = off SET lock_timeout = '50ms'
 AS $$
 DECLARE
     v_blocks bigint := pg_relation_size(format('pgq.outcome_%s', slot)::regclass) / current_setting('block_size')::int;
@@ -310,14 +311,13 @@ BEGIN
             ) l
             JOIN pgq.queue q ON q.id = l.lane >> 16
             CROSS JOIN LATERAL (
-                SELECT o.job_id AS id, o.result WHERE o.job_id > 0
+                SELECT o.job_id AS id, l.attempts[array_position(l.job_ids, o.job_id)] AS attempt, o.result WHERE o.job_id > 0
                 UNION ALL
-                SELECT u.id, u.result FROM unnest(l.job_ids, o.results) u (id, result) WHERE o.job_id = 0
+                SELECT u.* FROM unnest(l.job_ids, l.attempts, o.results) u (id, attempt, result) WHERE o.job_id = 0
             ) e
             CROSS JOIN LATERAL (
                 SELECT * FROM pgq.job_%1$s j
-                WHERE j.id = e.id AND j.lane + 0 = l.lane
-                    AND j.attempt = CASE WHEN l.attempts IS NULL THEN 1 ELSE l.attempts[array_position(l.job_ids, e.id)] END
+                WHERE j.id = e.id AND j.lane + 0 = l.lane AND j.attempt = coalesce(e.attempt, 1)
                 ORDER BY j.xid > l.cursor_xid, j.xid DESC
                 LIMIT 1
             ) j

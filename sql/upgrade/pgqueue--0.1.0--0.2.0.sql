@@ -3366,10 +3366,36 @@ COMMENT ON FUNCTION pgq.promote() IS
     'Makes jobs ready that are due: scheduled ones and retries, up to 10000 at a time, and those of schedules. Returns how '
     'many. Raises PQ003';
 
+CREATE OR REPLACE FUNCTION pgq._archive_partition(at timestamptz) RETURNS void
+    LANGUAGE plpgsql SET timezone = 'UTC' SET datestyle = 'ISO' SET default_tablespace = ''
+AS $$
+DECLARE
+    v_unit text := CASE WHEN date_trunc('month', at) < pgq._now() + '45 days' THEN 'day' ELSE 'month' END;
+    v_from timestamptz := date_trunc(v_unit, at);
+    v_to timestamptz := v_from + ('1 ' || v_unit)::interval;
+    v_name text := 'archive_' || to_char(v_from, 'YYYYMMDD') || '_' || to_char(v_to, 'YYYYMMDD');
+BEGIN
+    IF EXISTS (
+        SELECT FROM pg_class c
+        WHERE c.relnamespace = 'pgq'::regnamespace AND c.relname ~ '^archive_[0-9]{8}_[0-9]{8}$'
+            AND at >= split_part(c.relname, '_', 2)::timestamptz AND at < split_part(c.relname, '_', 3)::timestamptz
+    ) THEN
+        RETURN;
+    END IF;
+    -- What is only added to and then dropped whole needs no vacuum, but for what an administrator deletes.
+    EXECUTE format('CREATE TABLE pgq.%I (LIKE pgq.archive INCLUDING COMMENTS) WITH (autovacuum_vacuum_insert_threshold = -1)', v_name);
+    EXECUTE format('REVOKE ALL ON TABLE pgq.%I FROM PUBLIC', v_name);  -- whatever the owner's default privileges say
+    EXECUTE format('REVOKE ALL ON TYPE pgq.%I FROM PUBLIC', v_name);
+    EXECUTE format('COMMENT ON TABLE pgq.%I IS %L', v_name, format('To be dropped after %s', v_to));
+    EXECUTE format('CREATE INDEX %I ON pgq.%I (id)', v_name || '_id_idx', v_name);
+    EXECUTE format('ALTER TABLE pgq.archive ATTACH PARTITION pgq.%I FOR VALUES FROM (%L) TO (%L)', v_name, v_from, v_to);
+END;
+$$;
+
 CREATE OR REPLACE FUNCTION pgq._archive_segment(slot int) RETURNS boolean
     LANGUAGE plpgsql
     SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
-    SET jit = off SET lock_timeout = '50ms'
+    SET enable_memoize = off SET jit = off SET lock_timeout = '50ms'
 AS $$
 DECLARE
     v_blocks bigint := pg_relation_size(format('pgq.outcome_%s', slot)::regclass) / current_setting('block_size')::int;
@@ -3413,14 +3439,13 @@ BEGIN
             ) l
             JOIN pgq.queue q ON q.id = l.lane >> 16
             CROSS JOIN LATERAL (
-                SELECT o.job_id AS id, o.result WHERE o.job_id > 0
+                SELECT o.job_id AS id, l.attempts[array_position(l.job_ids, o.job_id)] AS attempt, o.result WHERE o.job_id > 0
                 UNION ALL
-                SELECT u.id, u.result FROM unnest(l.job_ids, o.results) u (id, result) WHERE o.job_id = 0
+                SELECT u.* FROM unnest(l.job_ids, l.attempts, o.results) u (id, attempt, result) WHERE o.job_id = 0
             ) e
             CROSS JOIN LATERAL (
                 SELECT * FROM pgq.job_%1$s j
-                WHERE j.id = e.id AND j.lane + 0 = l.lane
-                    AND j.attempt = CASE WHEN l.attempts IS NULL THEN 1 ELSE l.attempts[array_position(l.job_ids, e.id)] END
+                WHERE j.id = e.id AND j.lane + 0 = l.lane AND j.attempt = coalesce(e.attempt, 1)
                 ORDER BY j.xid > l.cursor_xid, j.xid DESC
                 LIMIT 1
             ) j

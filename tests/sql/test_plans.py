@@ -111,7 +111,7 @@ class Session:
 
         for root in (plan.fields["planTree"], *(s for s in plan.fields["subplans"] if isinstance(s, Node))):
             for node in root.walk():
-                if node.type in ("SEQSCAN", "BITMAPHEAPSCAN", "SORT", "INCREMENTALSORT") and tables(node):
+                if node.type in ("SEQSCAN", "BITMAPHEAPSCAN", "SORT", "INCREMENTALSORT", "MEMOIZE") and tables(node):
                     yield node.type, tables(node)
 
     def scans(self) -> int:
@@ -295,6 +295,7 @@ def test_what_is_archived_is_looked_up_one_by_one(session: Session) -> None:
             continue
         for root in (plan.fields["planTree"], *(s for s in plan.fields["subplans"] if isinstance(s, Node))):
             for node in root.walk():
+                assert node.type != "MEMOIZE", "each job is hashed together with the array of all jobs of its lease"
                 scanned = int(node.fields.get("scan.scanrelid") or node.fields.get("scanrelid") or 0)
                 name = names.get(int(plan.fields["rtable"][scanned - 1].fields.get("relid", 0)), "") if scanned else ""
                 if BIG.match(name):

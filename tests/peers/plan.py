@@ -18,7 +18,7 @@ class Plan:
     offered_seconds: float = 4
     offered_steps: int = 9
     pinned_seconds: float = 120
-    settle_seconds: float = 5
+    settle_seconds: float = 60
     around: int = 1_000_000
     crash_jobs: int = 300
     crash_patience: float = 60

@@ -111,7 +111,8 @@ def _install(systems: list[System], console: Console) -> tuple[list[System], dic
 def _measure(bench: Bench, systems: list[System], only: tuple[str, ...], rounds: int) -> Any:
     for name in only:
         workload = WORKLOADS[name]
-        for number, system in turns(systems, rounds if workload.every_round else 1):
+        taking = [system for system in systems if not system.only or name in system.only]
+        for number, system in turns(taking, rounds * workload.per_round or 1):
             yield take(bench, workload, number, system)
 
 

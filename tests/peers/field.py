@@ -7,6 +7,15 @@ from .systems import absurd, awa, graphile_worker, pg_boss, pgqueue, pgqueuer, p
 
 OURS = pgqueue.SYSTEM.name
 FIELD: dict[str, System] = {
-    module.SYSTEM.name: module.SYSTEM
-    for module in (pgqueue, pgqueuer, awa, absurd, procrastinate, graphile_worker, pg_boss)
+    system.name: system
+    for system in (
+        pgqueue.SYSTEM,
+        pgqueue.UNARCHIVED,
+        pgqueuer.SYSTEM,
+        awa.SYSTEM,
+        absurd.SYSTEM,
+        procrastinate.SYSTEM,
+        graphile_worker.SYSTEM,
+        pg_boss.SYSTEM,
+    )
 }

@@ -14,7 +14,7 @@ ARCHIVE = """
 REMARKS: dict[tuple[str, str, str], str] = {
     ("life", "wal", "awa"): """
         awa keeps nothing of a finished job but a count; pgqueue writes each into its archive, which is nearly half of
-        its WAL. A queue with `retention => '0'` has none, and takes 418 bytes per job (`make bench`).
+        its WAL. A queue with `retention => '0'` has none: that is `pgqueue-unarchived`, below.
     """,
     ("enqueue-single", "rate", "pgqueuer"): """
         `pgq.enqueue` finds the open segment, a shard and sleeping workers: it takes a third more than the bare INSERT

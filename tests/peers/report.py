@@ -19,7 +19,7 @@ Made by `python -m tests.peers --report` from `docs/benchmarks.json`, which has 
 measure anew (the peers are installed from their packages at run time, which needs pip and npm):
 
 ```sh
-make bench-peers                      # about three quarters of an hour; ARGS=--quick for minutes, and rough
+make bench-peers                      # about an hour; ARGS=--quick for minutes, and rough
 cp build/peers.json docs/benchmarks.json
 make bench-peers ARGS=--report        # this page and its pictures
 ```

@@ -16,6 +16,11 @@ OURS = "pgqueue"
 Content = Mapping[str, Any]
 
 
+def is_ours(system: str) -> bool:
+    """Whether it is pgqueue, as it comes or with other settings."""
+    return system == OURS or system.startswith(f"{OURS}-")
+
+
 def rounds(content: Content, workload: str, key: str, system: str) -> dict[int, float]:
     """A figure of one system by round."""
     return {
@@ -55,7 +60,7 @@ def lost(content: Content) -> list[tuple[Figure, str, float, float]]:
             continue
         for system in content["systems"]:
             theirs = value(content, figure, system)
-            if system != OURS and theirs is not None and figure.behind(ours, theirs):
+            if not is_ours(system) and theirs is not None and figure.behind(ours, theirs):
                 found.append((figure, system, ours, theirs))
     return found
 

@@ -44,6 +44,8 @@ class System:
     """Jobs/s that one worker does on a small machine: how long the first turns are, nothing else."""
     bulk: int = BULK
     """Jobs in one call that enqueues many."""
+    only: tuple[str, ...] = ()
+    """The workloads that it takes part in; empty: all."""
     recovery: str = ""
     """How jobs of a killed worker come back, for the page."""
     kept: tuple[LiteralString, ...] = ()

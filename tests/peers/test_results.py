@@ -66,6 +66,14 @@ def test_behind_is_more_than_noise(figure: Figure, ours: float, other: float, be
     assert figure.behind(ours, other) is behind
 
 
+def test_pgqueue_with_other_settings_is_not_ahead_of_itself() -> None:
+    runs = content(run("life", "pgqueue", wal=700), run("life", "pgqueue-unarchived", wal=400))
+    runs["systems"] |= {"pgqueue-unarchived": {}, "pgqueuer": {}}
+    assert results.lost(runs) == []
+    runs["runs"].append(run("life", "pgqueuer", wal=500))
+    assert [system for _, system, _, _ in results.lost(runs)] == ["pgqueuer"]
+
+
 def test_who_is_ahead_is_told() -> None:
     runs = content(run("drain", "pgqueue", rate=100), run("drain", "awa", rate=200))
     assert [(figure.key, system, ours, theirs) for figure, system, ours, theirs in results.lost(runs)] == [

@@ -66,8 +66,8 @@ class Workload:
 
     name: str
     measure: Callable[[Bench, System], Found]
-    every_round: bool = True
-    """False for what takes minutes: one round only."""
+    per_round: int = 1
+    """Turns of each system in a round: several for what is short and wobbles; 0 for what takes minutes: one in all."""
     only_if_named: bool = False
     """Whether it is not part of a whole run."""
 

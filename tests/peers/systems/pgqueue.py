@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,6 +23,9 @@ CONCURRENCY = 8
 class _Pgqueue(System):
     """It runs as it is in this tree, not from a package."""
 
+    archived: bool = True
+    """Whether what is done is kept in the archive, as it comes."""
+
     def install(self) -> dict[str, str]:
         return {"python": sys.version.split()[0], "pgqueue": version("pgqueue"), "psycopg": version("psycopg")}
 
@@ -39,6 +42,12 @@ class _Pgqueue(System):
         if verb == "work":
             return [*PGQ_WORKER, f"{module}:app", "--concurrency", str(CONCURRENCY), "--log-level", "warning"]
         return [sys.executable, "-m", module, verb]
+
+    def prepare(self, database: Database, silence: int) -> None:
+        super().prepare(database, silence)
+        if not self.archived:
+            with database.connect() as db:
+                db.execute("SELECT pgq.alter_queue(name, retention => '0') FROM pgq.queue")
 
     def tidy(self, database: Database) -> None:
         """Archive all that is done and give its space back, which else happens some minutes later."""
@@ -58,4 +67,12 @@ SYSTEM = _Pgqueue(
     settings={"handler": "a function, not a coroutine", "--concurrency": str(CONCURRENCY), "lease": "10 s"},
     rate=60_000,
     recovery="the lease of its jobs runs out, which was set to 10 s",
+)
+# What a job costs if it is forgotten when it is done, as some of the peers do.
+UNARCHIVED = replace(
+    SYSTEM,
+    name="pgqueue-unarchived",
+    settings={**SYSTEM.settings, "retention": "0: what is done is not kept"},
+    only=("life",),
+    archived=False,
 )

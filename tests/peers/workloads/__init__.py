@@ -8,15 +8,15 @@ from . import around, crash, drain, enqueue, idle, life, offered, pinned
 WORKLOADS: dict[str, Workload] = {
     workload.name: workload
     for workload in (
-        Workload("enqueue-single", enqueue.single),
+        Workload("enqueue-single", enqueue.single, per_round=3),
         Workload("enqueue-bulk", enqueue.bulk),
         Workload("drain", drain.drain),
-        Workload("offered", offered.offered, every_round=False),
+        Workload("offered", offered.offered, per_round=0),
         Workload("idle", idle.idle),
-        Workload("pinned", pinned.pinned, every_round=False),
-        Workload("unpinned", pinned.unpinned, every_round=False, only_if_named=True),
-        Workload("around", around.around, every_round=False),
-        Workload("crash", crash.crash, every_round=False),
+        Workload("pinned", pinned.pinned, per_round=0),
+        Workload("unpinned", pinned.unpinned, per_round=0, only_if_named=True),
+        Workload("around", around.around, per_round=0),
+        Workload("crash", crash.crash, per_round=0),
         Workload("life", life.life),
     )
 }

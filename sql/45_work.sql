@@ -178,6 +178,14 @@ BEGIN
                 EXIT WHEN pgq._now() OPERATOR(pg_catalog.>=) least(v_renew, v_end);
             END LOOP;
             v_cancelled := coalesce(v_state OPERATOR(pg_catalog.=) '57014', false);
+            IF v_cancelled THEN
+                -- The postmaster tells a process and its group, so one cancel may come twice: not into what follows.
+                BEGIN
+                    PERFORM pg_catalog.pg_sleep(0.05);
+                EXCEPTION WHEN query_canceled THEN
+                    NULL;
+                END;
+            END IF;
 
             IF v_ran OPERATOR(pg_catalog.>) 0 THEN
                 v_last := v_first OPERATOR(pg_catalog.+) v_ran OPERATOR(pg_catalog.-) 1;

@@ -201,16 +201,17 @@ def test_a_timeout_ends_it_and_the_job_counts_as_failed(db: Connection, batch: i
 
 
 @pytest.mark.direct("cancels a session")
-def test_a_cancel_ends_it(db: Connection, connect: Connect) -> None:
+@pytest.mark.parametrize("gap", [0, 0.001, 0.003])
+def test_a_cancel_ends_it(db: Connection, connect: Connect, gap: float) -> None:
+    """Even one that comes twice, as those that the postmaster passes on may do."""
     handler(db, "PERFORM pg_sleep(20);")
     enqueue(db, 2)
     worker = connect()
     call_ = in_background(work, worker)
     eventually(lambda: stats(db) == {"running": 2})
-    eventually(
-        lambda: one(db, "SELECT wait_event = 'PgSleep' FROM pg_stat_activity WHERE pid = %s", worker.info.backend_pid)
-    )
-    worker.cancel_safe()
+    pid = worker.info.backend_pid
+    eventually(lambda: one(db, "SELECT wait_event = 'PgSleep' FROM pg_stat_activity WHERE pid = %s", pid))
+    db.execute("SELECT pg_cancel_backend(%s), pg_sleep(%s), pg_cancel_backend(%s)", [pid, gap, pid])
     with refused("57014"):
         call_.result(20)
     assert stats(db) == {"ready": 1, "retrying": 1}

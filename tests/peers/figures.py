@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
 
 @dataclass(frozen=True)
@@ -20,9 +21,12 @@ class Figure:
     """Who is not further behind than this share is level."""
     level: float = 0
     """The same in the figure's own unit."""
+    enough: float = inf
+    """From here on more is not better: who does not fall does not fall, and what it rises by is chance."""
 
     def behind(self, ours: float, other: float) -> bool:
         """Whether ours is worse, by more than what is level."""
+        ours, other = min(ours, self.enough), min(other, self.enough)
         worse = other - ours if self.more_is_better else ours - other
         return worse > max(self.noise * abs(other), self.level)
 
@@ -36,7 +40,7 @@ FIGURES = [
     Figure("idle", "p99", "p99", "ms", level=5),
     Figure("pinned", "first", "first quarter", "jobs/s", more_is_better=True),
     Figure("pinned", "last", "last quarter", "jobs/s", more_is_better=True),
-    Figure("pinned", "ratio", "last : first", "", more_is_better=True),
+    Figure("pinned", "ratio", "last : first", "", more_is_better=True, enough=1),
     Figure("pinned", "dead", "dead rows at the end", "rows", level=1000),
     Figure("pinned", "bytes", "schema at the end", "bytes", judged=False),
     Figure("unpinned", "first", "first quarter", "jobs/s", more_is_better=True, judged=False),

@@ -5,12 +5,6 @@ An empty figure stands for all of a workload. A remark is printed only beside th
 
 from __future__ import annotations
 
-ARCHIVE = """
-    pgqueue writes what is done into its archive later, from half a minute after the first jobs on, which at such rates
-    takes a good part of two cores. It is not the snapshot: the same minutes without one went from 43,962 to 34,650
-    jobs/s (0.79), and those that began after a minute of work from 40,389 to 32,346 (0.80).
-"""
-
 REMARKS: dict[tuple[str, str, str], str] = {
     ("life", "wal", "awa"): """
         awa keeps nothing of a finished job but a count; pgqueue writes each into its archive, which is nearly half of
@@ -20,8 +14,10 @@ REMARKS: dict[tuple[str, str, str], str] = {
         `pgq.enqueue` finds the open segment, a shard and sleeping workers: it takes a third more than the bare INSERT
         of the same row (`make bench`), which is what pgqueuer sends.
     """,
-    ("pinned", "ratio", "awa"): ARCHIVE,
-    ("pinned", "ratio", "absurd"): ARCHIVE,
+    ("crash", "seconds", "absurd"): """
+        Both give a silent worker ten seconds. pgqueue looks for leases that ran out about once a second, in
+        `pgq.maintain`; absurd in each claim.
+    """,
     ("crash", "twice", "awa"): """
         With pgqueue the jobs that were running in the killed worker, one for each of its eight slots, had begun, and
         begin once more.

@@ -60,6 +60,8 @@ def test_a_wanted_ratio_is_met_or_not(theirs: float, reached: bool) -> None:
         (Figure("idle", "p50", "", "", level=1), 2.9, 2.0, False),
         (Figure("idle", "p50", "", "", level=1), 3.1, 2.0, True),
         (Figure("life", "wal", "", ""), 100, 200, False),
+        (Figure("pinned", "ratio", "", "", more_is_better=True, enough=1), 1.1, 1.4, False),
+        (Figure("pinned", "ratio", "", "", more_is_better=True, enough=1), 0.9, 1.4, True),
     ],
 )
 def test_behind_is_more_than_noise(figure: Figure, ours: float, other: float, behind: bool) -> None:

@@ -159,7 +159,7 @@ BEGIN
         SELECT l.* FROM pgq.lease_0 l WHERE l.id = c.id AND l.job_ids IS NOT NULL OFFSET 0
     ) l
     CROSS JOIN LATERAL (
-        SELECT max(x.expires_at) AS expires_at FROM pgq.lease_0 x WHERE x.id = c.id OFFSET 0
+        SELECT max(x.expires_at) AS expires_at FROM (SELECT x.expires_at FROM pgq.lease_0 x WHERE x.id = c.id OFFSET 0) x
     ) x
     WHERE NOT e.whole AND e.jobs < cardinality(l.job_ids) AND (queue_id IS NULL OR l.lane >> 16 = queue_id);
 END;

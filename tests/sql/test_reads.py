@@ -49,3 +49,20 @@ def test_extending_a_lease_reads_only_its_own_rows(db: Connection, connect: Conn
     before = rows_read(fresh)
     call(fresh, "extend", lease)
     assert rows_read(fresh) - before < 100
+
+
+def test_listing_what_runs_reads_each_lease_a_few_times(db: Connection, connect: Connect) -> None:
+    fill(db)
+    enqueue(db, 1)
+    call(db, "claim", "q", lease_for="1 second")
+    fresh = connect()
+    before = rows_read(fresh)
+    assert one(fresh, "SELECT count(*) FROM pgq.jobs('q')") == 1
+    assert one(fresh, "SELECT jobs FROM pgq.workers()") == 1
+    assert rows_read(fresh) - before < 20 * LEASES
+    held = connect()
+    enqueue(db, LEASES)
+    held.execute(f"DO $$ BEGIN FOR v_turn IN 1..{LEASES} LOOP PERFORM pgq.claim('q'); END LOOP; END; $$".encode())
+    before = rows_read(fresh)
+    assert one(fresh, "SELECT count(*) FROM pgq.jobs('q')") == 100
+    assert rows_read(fresh) - before < 20 * 2 * LEASES

@@ -24,9 +24,12 @@ class Figure:
     enough: float = inf
     """From here on more is not better: who does not fall does not fall, and what it rises by is chance."""
 
+    def counted(self, value: float) -> float:
+        return min(value, self.enough)
+
     def behind(self, ours: float, other: float) -> bool:
         """Whether ours is worse, by more than what is level."""
-        ours, other = min(ours, self.enough), min(other, self.enough)
+        ours, other = self.counted(ours), self.counted(other)
         worse = other - ours if self.more_is_better else ours - other
         return worse > max(self.noise * abs(other), self.level)
 

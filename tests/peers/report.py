@@ -144,7 +144,7 @@ def _rows(content: Content, figures: Sequence[Figure]) -> Iterator[list[str]]:
     values = {system: [value(content, one, system) for one in figures] for system in content["systems"]}
     best: list[float | None] = []
     for number, figure in enumerate(figures):
-        known = [min(known, figure.enough) for found in values.values() if (known := found[number]) is not None]
+        known = [figure.counted(known) for found in values.values() if (known := found[number]) is not None]
         best.append((max if figure.more_is_better else min)(known, default=None))
     for system, found in values.items():
         if any(one is not None for one in found):
@@ -152,7 +152,7 @@ def _rows(content: Content, figures: Sequence[Figure]) -> Iterator[list[str]]:
                 system,
                 *(
                     f"**{results.figure(one)}**"
-                    if one is not None and min(one, figures[n].enough) == best[n] and figures[n].judged
+                    if one is not None and figures[n].counted(one) == best[n] and figures[n].judged
                     else results.figure(one)
                     for n, one in enumerate(found)
                 ),

@@ -19,17 +19,13 @@ def fill(db: Connection) -> None:
     """Claim so many jobs one by one and settle them: each has a lease of its own, which all expire together."""
     create(db, lease="1 hour")
     enqueue(db, LEASES)
-    db.execute(
-        f"""
-        DO $$
-        BEGIN
-            FOR v_turn IN 1..{LEASES} LOOP
-                PERFORM pgq.ack(c.id, c.lease) FROM pgq.claim('q') c;
-            END LOOP;
-        END;
-        $$
-        """.encode()
-    )
+    claim_each(db, "pgq.ack(c.id, c.lease)")
+
+
+def claim_each(db: Connection, then: str = "c") -> None:
+    """Claim so many jobs one by one, and do this with each."""
+    loop = f"FOR v_turn IN 1..{LEASES} LOOP PERFORM {then} FROM pgq.claim('q') c; END LOOP;"
+    db.execute(f"DO $$ BEGIN {loop} END; $$".encode())
 
 
 def test_the_reaper_reads_each_expired_lease_a_few_times(db: Connection, connect: Connect, clock: Clock) -> None:
@@ -60,9 +56,8 @@ def test_listing_what_runs_reads_each_lease_a_few_times(db: Connection, connect:
     assert one(fresh, "SELECT count(*) FROM pgq.jobs('q')") == 1
     assert one(fresh, "SELECT jobs FROM pgq.workers()") == 1
     assert rows_read(fresh) - before < 20 * LEASES
-    held = connect()
     enqueue(db, LEASES)
-    held.execute(f"DO $$ BEGIN FOR v_turn IN 1..{LEASES} LOOP PERFORM pgq.claim('q'); END LOOP; END; $$".encode())
+    claim_each(db)
     before = rows_read(fresh)
     assert one(fresh, "SELECT count(*) FROM pgq.jobs('q')") == 100
     assert rows_read(fresh) - before < 20 * 2 * LEASES

@@ -356,7 +356,7 @@ def _bigints(values: Iterable[int] | None) -> str | None:
 
 
 def _jsons(encode: Callable[[Json], str | None], values: Iterable[Json]) -> str:
-    """Return values as the text of an array of JSON, five times faster than psycopg's own dumper."""
+    """Return values as the text of an array of JSON, in a fraction of the time of psycopg's own dumper."""
     quoted = (
         "NULL" if text is None else '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
         for text in map(encode, values)

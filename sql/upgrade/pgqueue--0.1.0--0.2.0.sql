@@ -3400,6 +3400,17 @@ BEGIN
 END;
 $$;
 
+-- Those that there are.
+DO $$
+DECLARE
+    v_partition regclass;
+BEGIN
+    FOR v_partition IN SELECT i.inhrelid FROM pg_inherits i WHERE i.inhparent = 'pgq.archive'::regclass LOOP
+        EXECUTE format('ALTER TABLE %s SET (autovacuum_vacuum_insert_threshold = -1)', v_partition);
+    END LOOP;
+END;
+$$;
+
 CREATE OR REPLACE FUNCTION pgq._archive_segment(slot int) RETURNS boolean
     LANGUAGE plpgsql
     SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off

@@ -122,12 +122,20 @@ class Proxy:
         self._ready.set()
         self._loop.run_forever()
         server.close()
-        for task in asyncio.all_tasks(self._loop):
+        tasks = asyncio.all_tasks(self._loop)
+        for task in tasks:
             task.cancel()
-        self._loop.run_until_complete(asyncio.sleep(0))
+        self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        self._loop.run_until_complete(asyncio.sleep(0))  # a transport that was aborted closes its socket a turn later
         self._loop.close()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await self._pass_on(reader, writer)
+        finally:
+            writer.transport.abort()
+
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             startup = await _read_startup(reader, writer)
             upstream, server = await asyncio.open_unix_connection(self._server / self._name)
@@ -140,8 +148,6 @@ class Proxy:
             finally:
                 self._connections.discard(connection)
                 connection.close()
-            return
-        writer.transport.abort()
 
     async def _requests(self, connection: Connection, reader: asyncio.StreamReader) -> None:
         request = bytearray()

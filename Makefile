@@ -28,11 +28,12 @@ PYTEST     = $(BIN)/python -m pytest -n $(WORKERS)
 SOURCES    = python/src tests examples
 # Short forms of the long runs, and what hardly depends on the server's version; `make test` has them on the last of its
 # servers only.
-ONCE       = $(addprefix tests/, bench chaos failover load model peers pgbouncer upgrade demo docs examples python)
+ONCE       = $(addprefix tests/, bench chaos failover load model peers pgbouncer upgrade demo docs examples python \
+               security/test_settings.py)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build chain freeze venv lint pyright format test test-matrix test-pgbouncer test-upgrade model chaos chaos-long failover \
+.PHONY: help build chain freeze venv lint lint-sql lint-python pyright format test test-matrix test-pgbouncer test-upgrade model chaos chaos-long failover \
         bench bench-peers instructions reference load demo demo-stop install uninstall clean
 
 help: ## list the targets
@@ -116,7 +117,12 @@ $(STAMP): python/pyproject.toml | $(PACKED)
 	@touch $@
 
 lint: build venv ## sqlfluff, ruff and mypy
+	@$(MAKE) --no-print-directory -j2 -Otarget lint-sql lint-python
+
+lint-sql:
 	$(BIN)/sqlfluff lint --disable-progress-bar sql
+
+lint-python:
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy $(SOURCES)

@@ -17,7 +17,7 @@ from tests.model.machine import DRIVEN, Machine
 from tests.model.world import World
 from tests.sql.support import Connection, column
 
-EXAMPLES = 80
+EXAMPLES = 40
 # An example takes as long as a busy machine lets it, and there is nothing to filter or to remember.
 COMMON = settings(database=None, deadline=None, suppress_health_check=list(HealthCheck))
 

@@ -761,14 +761,14 @@ def test_cancel_many_asks_stragglers(db: Connection, clock: Clock) -> None:
     assert sorted(rows(db, "cancel_requested", [job.lease for job in jobs])) == sorted(ids(jobs))
 
 
-def test_cancel_many_of_a_hundred_thousand_among_as_many(db: Connection) -> None:
+def test_cancel_many_of_thirty_thousand_among_as_many(db: Connection) -> None:
     create(db)
-    for _ in range(10):
+    for _ in range(3):
         for task in ("a", "b"):
             enqueue(db, 10_000, task=task)
     claimed = claim(db, 100)
-    assert call(db, "cancel_many", "q", "a") == 100_000 - sum(job.task == "a" for job in claimed)
-    left = 100_000 - sum(job.task == "b" for job in claimed)
+    assert call(db, "cancel_many", "q", "a") == 30_000 - sum(job.task == "a" for job in claimed)
+    left = 30_000 - sum(job.task == "b" for job in claimed)
     assert stats(db) == {"ready": left, "running": 100}
     while claimed := claim(db, 10_000):
         assert {job.task for job in claimed} == {"b"}
@@ -791,7 +791,7 @@ def test_nothing_cancelled_runs_and_nothing_else_is_lost(connect: Connect, db: C
 
     def produce(session: Connection) -> None:
         chance = random.Random(1)
-        for _ in range(40):
+        for _ in range(20):
             made = enqueue(session, chance.randrange(1, 20), delay=chance.choice([None, None, "0.05 s"]))
             with lock:
                 known.extend(made)

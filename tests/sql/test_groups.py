@@ -570,6 +570,19 @@ def test_parked_jobs_can_be_cancelled_put_off_and_moved(db: Connection, clock: C
     assert call(db, "cancel", running) == "finished"
 
 
+def test_a_place_that_was_kept_is_given_up_when_there_is_no_limit_any_more(db: Connection) -> None:
+    put(db, "a")
+    job = claim_one(db)
+    call(db, "snooze", job.id, job.lease, "0")
+    call(db, "promote")
+    limit(db, group_limit=None)
+    ack(db, [claim_one(db)])
+    limit(db, group_limit=1)
+    assert one(db, "SELECT count(*) FROM pgq.permit WHERE state <> 'ended'") == 0
+    (next_,) = put(db, "a")
+    assert claim_one(db).id == next_
+
+
 @pytest.mark.parametrize("way", ["purge", "purge_state", "cancel_many"])
 def test_parked_jobs_are_thrown_away_with_the_others(db: Connection, way: str) -> None:
     put(db, *["a"] * 3)

@@ -192,12 +192,13 @@ def cpu_model() -> str:
 
 
 def _create_bare(database: Database) -> None:
-    """A plain table with the columns, constraints and indexes of one segment's job table."""
-    leaf = database.value("SELECT min(relid::text) FROM pg_partition_tree('pgq.job') WHERE isleaf AND level > 0")
-    database.run(
-        "CREATE SCHEMA bare",
-        sql.SQL("CREATE TABLE bare.job (LIKE {} INCLUDING ALL)").format(sql.Identifier(*leaf.split("."))),
-        # Storage parameters are not part of LIKE; the segments are not autovacuumed either.
-        "ALTER TABLE bare.job SET (autovacuum_enabled = false)",
-        "CREATE SEQUENCE bare.job_id_seq",
-    )
+    """Plain tables with the columns, constraints, defaults and indexes of one segment's."""
+    database.run("CREATE SCHEMA bare", "CREATE SEQUENCE bare.job_id_seq")
+    for name in ("job", "lease", "outcome"):
+        leaf = sql.Identifier("pgq", f"{name}_0")
+        table = sql.Identifier("bare", name)
+        database.run(
+            sql.SQL("CREATE TABLE {} (LIKE {} INCLUDING ALL)").format(table, leaf),
+            # Storage parameters are not part of LIKE; the segments are not autovacuumed either.
+            sql.SQL("ALTER TABLE {} SET (autovacuum_enabled = false)").format(table),
+        )

@@ -22,6 +22,11 @@ class Bench:
     wakes: int = 500
     drain_jobs: int = 300_000
 
+    @property
+    def more_rounds(self) -> int:
+        """For what commits each job by itself: it moves with the disk."""
+        return 2 * self.rounds - 1
+
 
 Measurement = Callable[[Bench], Iterator[Row]]
 
@@ -35,6 +40,7 @@ def measurements() -> dict[str, Measurement]:
         "enqueue-100": enqueue.hundred,
         "enqueue-idle-worker": wakeups.idle_worker,
         "claim-ack-1": claims.single,
+        "bare-rows": claims.bare_rows,
         "claim-ack-100": claims.hundred,
         "no-archive": claims.no_archive,
         "whole-life": life.throughput,

@@ -15,6 +15,7 @@ CLIENTS = (1, 8, 32)
 
 def single(bench: Bench) -> Iterator[Row]:
     yield from _claims(bench, 1, {8: at_least(1.3)})
+    yield from _claims(bench, 1, {}, clients=(32,), note=", 32 shards", shards=32)
 
 
 def hundred(bench: Bench) -> Iterator[Row]:
@@ -27,6 +28,30 @@ def no_archive(bench: Bench) -> Iterator[Row]:
         yield from _claims(bench, batch, {}, clients=(8,), note=", no archive", retention="0")
 
 
+def bare_rows(bench: Bench) -> Iterator[Row]:
+    """For orientation: what no claim and ack of one job can be better than, however they find their job."""
+    with bench.server.database() as database:
+        pgq, conventional = both(database)
+
+        def ours() -> float:
+            return pgq.pgbench("bare_claim_ack_1.sql", clients=8, seconds=bench.seconds).tps
+
+        def theirs() -> float:
+            with conventional.turn():
+                return conventional.consume(1, clients=8, seconds=bench.seconds)
+
+        result = compare(ours, theirs, bench.more_rounds)
+    yield Row(
+        name="two bare INSERTs: the lease and the outcome of 1 job, 8 clients",
+        unit="jobs/s",
+        pgq=result.our_median,
+        against="conventional: claim + ack",
+        other=result.their_median,
+        ratio=result.ratio,
+        raw=result.raw(),
+    )
+
+
 def _claims(
     bench: Bench,
     batch: int,
@@ -34,17 +59,20 @@ def _claims(
     *,
     clients: tuple[int, ...] = CLIENTS,
     note: str = "",
+    shards: int = 8,
     **settings: Any,
 ) -> Iterator[Row]:
     for number in clients:
         with bench.server.database() as database:
-            pgq, conventional = both(database, **settings)
+            pgq = Queue(database, "pgq").create(shards=shards, **settings)
+            conventional = Queue(database, "conv").create(**settings)
 
             def turn(queue: Queue, number: int = number) -> float:
                 with queue.turn():
                     return queue.consume(batch, clients=number, seconds=bench.seconds)
 
-            result = compare(lambda: turn(pgq), lambda: turn(conventional), bench.rounds)  # noqa: B023
+            rounds = bench.more_rounds if number in wanted else bench.rounds
+            result = compare(lambda: turn(pgq), lambda: turn(conventional), rounds)  # noqa: B023
             raw = result.raw() | {side.schema: side.raw() for side in (pgq, conventional)}
         yield Row(
             name=f"claim + ack {batch}, {number} client{'s'[: number > 1]}{note}",

@@ -16,14 +16,14 @@ CLIENTS = 8
 
 
 def single(bench: Bench) -> Iterator[Row]:
-    yield from _enqueue(bench, 1, at_least(0.75))
+    yield from _enqueue(bench, 1, at_least(0.75), bench.more_rounds)
 
 
 def hundred(bench: Bench) -> Iterator[Row]:
-    yield from _enqueue(bench, 100, None)
+    yield from _enqueue(bench, 100, None, bench.rounds)
 
 
-def _enqueue(bench: Bench, batch: int, wanted: Wanted | None) -> Iterator[Row]:
+def _enqueue(bench: Bench, batch: int, wanted: Wanted | None, rounds: int) -> Iterator[Row]:
     with bench.server.database() as database, tempfile.TemporaryDirectory() as folder:
         queue = Queue(database, "pgq").create()
         bare = Bare(queue, Path(folder))
@@ -35,7 +35,7 @@ def _enqueue(bench: Bench, batch: int, wanted: Wanted | None) -> Iterator[Row]:
         def theirs() -> float:
             return bare.enqueue(batch, clients=CLIENTS, seconds=bench.seconds)
 
-        result = compare(ours, theirs, bench.rounds)
+        result = compare(ours, theirs, rounds)
     yield Row(
         name=f"enqueue {batch}, {CLIENTS} clients",
         unit="jobs/s",

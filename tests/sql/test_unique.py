@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
@@ -433,6 +434,7 @@ def test_many_producers_and_workers_never_make_two_live_jobs_of_a_key(db: Connec
     """Each job, while it lives, is the only one; the workers prove it by looking at who else is at work."""
     db.execute("CREATE TABLE at_work (key text PRIMARY KEY)")  # refuses a second one
     names = ["a", "b", "c"]
+    produced = threading.Event()
 
     def produce(session: Connection) -> int:
         added = 0
@@ -442,15 +444,13 @@ def test_many_producers_and_workers_never_make_two_live_jobs_of_a_key(db: Connec
         return added
 
     def work(session: Connection) -> int:
-        done = idle = 0
-        while idle < 50:
-            jobs = claim(session, 1)
-            for job in jobs:
+        done = 0
+        while not produced.is_set() or stats(session):
+            for job in claim(session, 1):
                 session.execute("INSERT INTO at_work VALUES (%s)", [job.payload])
                 session.execute("DELETE FROM at_work WHERE key = %s", [job.payload])
                 call(session, "ack", job.id, job.lease)
                 done += 1
-            idle = 0 if jobs else idle + 1
         return done
 
     def turn(session: Connection) -> int:
@@ -463,6 +463,7 @@ def test_many_producers_and_workers_never_make_two_live_jobs_of_a_key(db: Connec
         working = [pool.submit(work, connect()) for _ in range(3)]
         turning = pool.submit(turn, connect())
         added = sum(future.result(60) for future in producing)
+        produced.set()
         done = sum(future.result(60) for future in working)
         turning.result(60)
     assert done == added >= 3

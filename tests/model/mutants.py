@@ -280,6 +280,13 @@ MUTANTS = [
     Mutant(
         "a rate lasts for ever", "_room", "pgq._now() - period", "'-infinity'::timestamptz", scenarios.start_so_many
     ),
+    Mutant(
+        "a place is kept for ever",
+        "_pick_of",
+        "DELETE FROM pgq.permit m WHERE",
+        "DELETE FROM pgq.permit m WHERE false AND",
+        scenarios.lose_its_limit,
+    ),
     Mutant("a group has no rate", "_pick_of", "IF v_rate IS NOT NULL", "IF false", scenarios.start_so_many_of_a_group),
     Mutant(
         "a group rests for ever",

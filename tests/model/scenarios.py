@@ -381,6 +381,20 @@ def keep_its_place(world: World) -> None:
     pairs(world, 3)
 
 
+def lose_its_limit(world: World) -> None:
+    """While a job of a group waits for its next attempt, its group has no limit, and then has one again."""
+    start(world)
+    world.enqueue_many(0, "q", 1, group_keys=["a"])
+    world.reject(0, pairs(world, 1)[0], retry_in=MINUTE)
+    world.set_limits(0, "q", Limits(group_limit=None))
+    world.advance(MINUTE)
+    world.maintain(0)
+    world.ack_many(0, pairs(world, 1))
+    world.set_limits(0, "q", Limits())
+    world.enqueue_many(0, "q", 1, group_keys=["a"])
+    pairs(world, 1)
+
+
 def limit_a_queue(world: World) -> None:
     start(world)
     world.set_limits(0, "q", Limits(group_limit=2, running_limit=2))

@@ -312,7 +312,7 @@ BEGIN
         INSERT INTO pgq.permit (job_id, queue_id, group_key, state)
         SELECT p.id, queue.id, p.group_key, 'running' FROM unnest(v_picked) p
         ON CONFLICT ON CONSTRAINT permit_job_id_pkey DO UPDATE SET group_key = excluded.group_key, state = 'running';
-    ELSE
+    ELSIF group_key <> '' THEN
         -- Kept from when there was a limit: nobody would give them back.
         DELETE FROM pgq.permit m WHERE m.job_id = ANY (ARRAY(SELECT p.id FROM unnest(v_picked) p));
     END IF;

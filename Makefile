@@ -29,7 +29,7 @@ SOURCES    = python/src tests examples
 # Short forms of the long runs, and what hardly depends on the server's version; `make test` has them on the last of its
 # servers only.
 ONCE       = $(addprefix tests/, bench chaos failover load model peers pgbouncer upgrade demo docs examples python \
-               security/test_settings.py)
+               security/test_settings.py sql/test_cron_lines.py)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psycopg
@@ -144,7 +144,19 @@ def installed(site: Connection) -> Catalog:
     return install(site, {})
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=named)
+def together(settings: Sequence[Settings]) -> list[Settings]:
+    """The same in as few sets as can be: to install takes its time, and what differs says why."""
+    sets: list[Settings] = []
+    for one in settings:
+        free = next((each for each in sets if not one.keys() & each.keys()), None)
+        if free is None:
+            sets.append(dict(one))
+        else:
+            free.update(one)
+    return sets
+
+
+@pytest.mark.parametrize("settings", together(SETTINGS), ids=lambda settings: f"{len(settings)} settings")
 def test_an_installer_with_these_settings_installs_the_same(
     site: Connection, installed: Catalog, settings: Settings
 ) -> None:

@@ -20,6 +20,7 @@ def single(bench: Bench) -> Iterator[Row]:
 
 def hundred(bench: Bench) -> Iterator[Row]:
     yield from _claims(bench, 100, {8: at_least(3)})
+    yield from _claims(bench, 100, {}, clients=(8,), note=", 16 shards", shards=16)
 
 
 def no_archive(bench: Bench) -> Iterator[Row]:

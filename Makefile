@@ -33,8 +33,8 @@ ONCE       = $(addprefix tests/, bench chaos failover load model peers pgbouncer
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build chain freeze venv lint lint-sql lint-python pyright format test test-matrix test-pgbouncer test-upgrade model chaos chaos-long failover \
-        bench bench-peers instructions reference load demo demo-stop install uninstall clean
+.PHONY: help build chain freeze venv lint lint-sql lint-python pyright format test test-matrix test-pgbouncer test-upgrade \
+        model chaos chaos-long failover bench bench-peers instructions reference load demo demo-stop install uninstall clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-14s %s\n", $$1, $$2 }'

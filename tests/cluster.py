@@ -59,11 +59,12 @@ class Cluster(EmbeddedPostgres):
     def running(self) -> bool:
         """Whether the server is up; each test asks, and pg_ctl takes five milliseconds to tell."""
         try:
-            return self._postmaster().is_running()
+            return self.postmaster().is_running()
         except (FileNotFoundError, psutil.NoSuchProcess):
             return False
 
-    def _postmaster(self) -> psutil.Process:
+    def postmaster(self) -> psutil.Process:
+        """Its first process; FileNotFoundError or psutil.NoSuchProcess if it is down."""
         return psutil.Process(int((self.data / "postmaster.pid").read_text().split()[0]))
 
     def restart(self, mode: str = "fast") -> None:
@@ -72,7 +73,7 @@ class Cluster(EmbeddedPostgres):
 
     def kill(self) -> None:
         """Kill every process of the server at once, as a power failure would."""
-        postmaster = self._postmaster()
+        postmaster = self.postmaster()
         postmaster.suspend()  # so that it starts no further process meanwhile
         family = [postmaster, *postmaster.children(recursive=True)]
         for process in family:

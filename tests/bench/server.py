@@ -161,7 +161,7 @@ def server_facts(cluster: Cluster, settings: Iterable[str] = SETTINGS) -> dict[s
 
 def server_cpu_seconds(cluster: Cluster) -> float:
     """CPU time that a server has used so far, in all its processes, ended ones included."""
-    postmaster = psutil.Process(int((cluster.data / "postmaster.pid").read_text().split()[0]))
+    postmaster = cluster.postmaster()
     ended = postmaster.cpu_times()
     spent: float = ended.children_user + ended.children_system
     for process in postmaster.children():

@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import psycopg
 
 from pgqueue.embedded import EmbeddedError, _server_user
@@ -82,7 +81,7 @@ class Server:
         if how == "immediate":
             self.cluster.stop("immediate")
         elif how == "postmaster":
-            postmaster = psutil.Process(self._postmaster())
+            postmaster = self.cluster.postmaster()
             postmaster.kill()
             postmaster.wait(30)
         else:
@@ -116,9 +115,6 @@ class Server:
                 if not self.cluster.running:
                     self.start()
                 time.sleep(0.1)
-
-    def _postmaster(self) -> int:
-        return int((self.cluster.data / "postmaster.pid").read_text().split()[0])
 
     def recoveries(self) -> int:
         """How often it has recovered from a crash, according to its log."""

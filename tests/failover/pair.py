@@ -57,7 +57,7 @@ class Node(Cluster):
 
     def kill(self) -> None:
         """Kill every process of the server at once. They are dead on return, but may not yet be buried."""
-        postmaster = psutil.Process(int((self.data / "postmaster.pid").read_text().split()[0]))
+        postmaster = self.postmaster()
         postmaster.suspend()  # so that it starts no further process meanwhile
         self._killed = [postmaster, *postmaster.children(recursive=True)]
         for process in self._killed:
@@ -66,7 +66,7 @@ class Node(Cluster):
 
     @property
     def running(self) -> bool:
-        """Whether the server is up. A dead process that is not buried still has its number, which pg_ctl falls for."""
+        """Whether the server is up. A dead process that is not buried still counts as one that runs."""
         psutil.wait_procs(self._killed, timeout=60)
         return super().running
 

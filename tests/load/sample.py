@@ -28,7 +28,7 @@ class _Usage:
 
 
 def _usage(server: Server) -> _Usage:
-    postmaster = server.postmaster()
+    postmaster = server.cluster.postmaster()
     for _ in range(5):  # a process that ends between the two would be counted nowhere
         ended = postmaster.cpu_times()
         usage = _usage_once(postmaster, ended.user + ended.system + ended.children_user + ended.children_system)

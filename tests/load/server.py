@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import psycopg
 
 from tests.bench.server import SETTINGS, server_facts
@@ -50,9 +49,6 @@ class Server:
 
     def connect(self, name: str = "load test") -> Connection:
         return psycopg.connect(self.dsn, autocommit=True, application_name=name)
-
-    def postmaster(self) -> psutil.Process:
-        return psutil.Process(int((self.cluster.data / "postmaster.pid").read_text().split()[0]))
 
     def facts(self) -> dict[str, Any]:
         """What a reader must know to judge the figures."""

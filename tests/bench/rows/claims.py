@@ -7,7 +7,7 @@ from typing import Any
 
 from ..compare import compare
 from ..report import Row, Wanted, at_least
-from ..systems import Queue, both
+from ..systems import Queue
 from . import Bench
 
 CLIENTS = (1, 8, 32)
@@ -32,10 +32,10 @@ def no_archive(bench: Bench) -> Iterator[Row]:
 def bare_rows(bench: Bench) -> Iterator[Row]:
     """For orientation: what no claim and ack of one job can be better than, however they find their job."""
     with bench.server.database() as database:
-        pgq, conventional = both(database)
+        conventional = Queue(database, "conv").create()
 
         def ours() -> float:
-            return pgq.pgbench("bare_claim_ack_1.sql", clients=8, seconds=bench.seconds).tps
+            return conventional.pgbench("bare_claim_ack_1.sql", clients=8, seconds=bench.seconds).tps
 
         def theirs() -> float:
             with conventional.turn():

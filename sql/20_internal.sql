@@ -145,7 +145,7 @@ AS $$ SELECT ((epoch >> 36) << 4) | (epoch & 15) $$;
 COMMENT ON FUNCTION pgq._open_token(bigint) IS 'generation << 4 | slot of the segment that an epoch says is open';
 
 CREATE FUNCTION pgq._filled() RETURNS SETOF int
-    LANGUAGE sql VOLATILE
+    LANGUAGE sql STABLE
 AS $$ SELECT n FROM generate_series(0, 15) n WHERE pg_relation_size(format('pgq.job_%s', n)::regclass) > 0 $$;
 COMMENT ON FUNCTION pgq._filled() IS 'The segments that hold jobs';
 

@@ -293,9 +293,21 @@ CREATE FUNCTION pgq._live_slots() RETURNS int[]
     LANGUAGE plpgsql
 AS $$
 DECLARE
+    v_age bigint := pg_sequence_last_value('pgq.age');
     v_live bigint := pg_sequence_last_value('pgq.live') | (1::bigint << (pg_sequence_last_value('pgq.epoch') & 15)::int);
+    v_slot int;
+    v_slots int[];
 BEGIN
-    RETURN ARRAY(SELECT s FROM unnest(pgq._by_age()) WITH ORDINALITY a (s, n) WHERE (v_live >> s) & 1 = 1 ORDER BY n);
+    -- From the youngest on it takes two or three steps. As a query it would take a quarter of a claim's time.
+    FOR v_place IN REVERSE 15..0 LOOP
+        EXIT WHEN v_live = 0;
+        v_slot := (v_age >> (4 * v_place)) & 15;
+        IF (v_live >> v_slot) & 1 = 1 THEN
+            v_slots := v_slot || v_slots;
+            v_live := v_live - (1::bigint << v_slot);
+        END IF;
+    END LOOP;
+    RETURN v_slots;
 END;
 $$;
 COMMENT ON FUNCTION pgq._live_slots() IS 'The segments that may have jobs to claim, the oldest first';
@@ -663,7 +675,7 @@ BEGIN
             WHERE (u.lease = ANY (v_whole)) IS NOT TRUE
         ) u, pgq._settle_many(u.ids, u.leases, '{done}', u.results, NULL) s
     );
-    IF pgq._matters(leases) THEN
+    IF pg_sequence_last_value('pgq.awaited') > 0 OR EXISTS (SELECT FROM unnest(leases) u (lease) WHERE u.lease & 16 = 16) THEN
         PERFORM pgq._hand_back(v_ids, 'done');
     END IF;
     RETURN QUERY SELECT unnest(v_ids);
@@ -762,7 +774,7 @@ BEGIN
         SELECT pgq._hand_back(array_agg(f.id),
             CASE WHEN f.stopped THEN 'cancelled' WHEN NOT f.again THEN 'dead' END::pgq.outcome_kind)
         FROM failed f JOIN ended e ON e.id = f.id AND e.lease = f.lease
-        WHERE pgq._matters(ARRAY[f.lease])
+        WHERE f.lease & 16 = 16 OR pg_sequence_last_value('pgq.awaited') > 0
         GROUP BY f.stopped, f.again
     )
     SELECT f.id, CASE WHEN f.stopped THEN 'cancelled' WHEN f.again THEN 'retry' ELSE 'dead' END::pgq.outcome_kind
@@ -838,7 +850,7 @@ BEGIN
     ), handed_back AS (
         SELECT pgq._hand_back(array_agg(h.id), CASE WHEN h.stopped THEN 'cancelled' END::pgq.outcome_kind)
         FROM held h JOIN ended e ON e.id = h.id AND e.lease = h.lease
-        WHERE pgq._matters(ARRAY[h.lease])
+        WHERE h.lease & 16 = 16 OR pg_sequence_last_value('pgq.awaited') > 0
         GROUP BY h.stopped
     )
     SELECT h.id, h.lane, h.enqueued_at, h.attempt, h.max_attempts, h.task, h.payload, h.headers, h.history, h.group_key,

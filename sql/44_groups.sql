@@ -175,11 +175,6 @@ $$;
 COMMENT ON FUNCTION pgq._hand_back(bigint[], pgq.outcome_kind) IS
     'Gives back the permits of jobs whose attempt has ended, and tells those who wait for a permit or for these jobs';
 
-CREATE FUNCTION pgq._matters(leases bigint[]) RETURNS boolean
-    LANGUAGE sql VOLATILE
-AS $$ SELECT pg_sequence_last_value('pgq.awaited') > 0 OR bool_or(l & 16 = 16) FROM unnest(leases) l $$;
-COMMENT ON FUNCTION pgq._matters(bigint[]) IS 'Whether jobs under these leases may have permits, or be waited for';
-
 CREATE FUNCTION pgq._look_again(queue_id int) RETURNS void
     LANGUAGE plpgsql
 AS $$

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from datetime import timedelta
 from typing import Any
@@ -615,3 +616,14 @@ def test_the_claim_of_a_zombie_is_refused_after_its_slot_was_used_again(db: Conn
         call(db, "ack", zombie.id, zombie.lease)
     with pytest.raises(psycopg.Error, match="lost"):
         call(db, "extend", zombie.lease)
+
+
+def test_live_segments_are_named_by_age(db: Connection) -> None:
+    chance = random.Random(1)
+    for _ in range(200):
+        ages = chance.sample(range(16), 16)
+        age = sum(slot << (4 * place) for place, slot in enumerate(ages))
+        live = chance.randrange(1 << 16) & chance.randrange(1 << 16)
+        db.execute("SELECT setval('pgq.age', %s), setval('pgq.live', %s)", [age - (age >> 63 << 64), live])
+        opened = one(db, "SELECT (pg_sequence_last_value('pgq.epoch') & 15)::int")
+        assert one(db, "SELECT pgq._live_slots()") == [slot for slot in ages if live >> slot & 1 or slot == opened]

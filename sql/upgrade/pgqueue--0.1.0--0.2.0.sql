@@ -1313,6 +1313,55 @@ COMMENT ON FUNCTION pgq.snooze(bigint, bigint, interval) IS
     'Puts a claimed job off: it is ready again after delay, and the attempt does not count. If it was asked to stop '
     '(pgq.cancel) it ends as cancelled instead. Raises PQ001 if the lease is lost, 22023, 22004';
 
+-- Most lines of a queue have nothing to claim at most times: the front one, and priorities that are seldom used. Lane
+-- by lane that takes long to find out, and locks what others want. So all but the last are looked over before, in one
+-- statement and without a lock. That may name a line in vain, as what others are claiming is not known yet, but passes
+-- none by: a job that was committed when the claim began is seen here, or in a lease. Like a claim it does not look at
+-- the rows of transactions that still run, as there may be millions.
+CREATE FUNCTION pgq._next_line_0(lines bigint[], low bigint, lanes int, horizon xid8, running xid8[]) RETURNS bigint
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_last CONSTANT bigint := lines[cardinality(lines)];
+BEGIN
+    IF low = v_last THEN
+        RETURN low;
+    END IF;
+    RETURN coalesce((
+        SELECT n.line
+        FROM unnest(lines) n (line)
+        CROSS JOIN LATERAL generate_series(n.line, n.line + (n.line & 255) * (lanes - 1)) a (lane)
+        LEFT JOIN LATERAL (
+            SELECT c.cursor_xid, c.cursor_id, c.open_xids, c.late_xid
+            FROM pgq.lease_0 c WHERE c.lane = a.lane ORDER BY c.id DESC LIMIT 1
+        ) c ON true
+        WHERE n.line >= low AND n.line < v_last AND (
+            c.late_xid IS NOT NULL
+            OR EXISTS (
+                SELECT FROM unnest('0'::xid8 || running, running || horizon) g (low_xid, high_xid)
+                CROSS JOIN LATERAL (
+                    SELECT FROM pgq.job_0 j
+                    WHERE j.lane = a.lane AND j.xid > g.low_xid AND j.xid < g.high_xid
+                        AND (j.xid, j.id) > (coalesce(c.cursor_xid, '0'), coalesce(c.cursor_id, 0))
+                    LIMIT 1
+                ) j
+                WHERE (g.high_xid > c.cursor_xid) IS NOT FALSE
+            )
+            OR EXISTS (
+                SELECT FROM unnest(c.open_xids) o (xid)
+                CROSS JOIN LATERAL (SELECT FROM pgq.job_0 j WHERE j.lane = a.lane AND j.xid = o.xid LIMIT 1) j
+                WHERE o.xid < horizon AND o.xid <> ALL (running)
+            )
+        )
+        LIMIT 1
+    ), v_last);
+END;
+$$;
+COMMENT ON FUNCTION pgq._next_line_0(bigint[], bigint, int, xid8, xid8[]) IS
+    'The first of these lines, from the lowest on, that may have jobs in segment 0 to claim, or the last';
+
+SELECT pgq._for_each_slot('pgq._next_line_0(bigint[],bigint,int,xid8,xid8[])');
+
 CREATE OR REPLACE FUNCTION pgq._live_slots() RETURNS int[]
     LANGUAGE plpgsql
 AS $$
@@ -1353,6 +1402,7 @@ DECLARE
     v_slots int[];
     v_ordered bigint[];
     v_line bigint;
+    v_next bigint[];
     v_slot int;
     v_job pgq.claimed_job;
     v_count int;
@@ -1403,6 +1453,13 @@ BEGIN
 
     FOREACH v_line IN ARRAY v_queue.lines LOOP
         FOREACH v_slot IN ARRAY v_slots LOOP
+            IF cardinality(v_queue.lines) > 1 AND v_queue.restored = 0 THEN
+                IF (v_next[v_slot] >= v_line) IS NOT TRUE THEN
+                    v_next[v_slot] := pgq._next_line(v_slot, v_queue.lines, v_line, v_queue.lanes, v_queue.horizon,
+                        v_queue.running);
+                END IF;
+                CONTINUE WHEN v_next[v_slot] > v_line;
+            END IF;
             IF batch = 1 AND v_queue.restored = 0 THEN
                 -- by slot: v_slot
                 v_job := pgq._take_one_0(v_line & ~255::bigint, (v_line & 255)::int * v_queue.lanes, v_queue.first,
@@ -6392,7 +6449,7 @@ BEGIN
         SELECT p.oid FROM pg_proc p
         WHERE p.pronamespace = 'pgq'::regnamespace
             AND p.proname ~ '^_(revise|lanes|ready|withdraw|asked|lease_of|running_since|hand_out|'
-                'held|next|pace|backlog|failed)(_\d+)?$'
+                'held|next|next_line|pace|backlog|failed)(_\d+)?$'
     LOOP
         EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', v_function);
     END LOOP;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from psycopg import IsolationLevel
@@ -12,6 +13,7 @@ from tests.conftest import Clock
 from tests.sql.support import (
     Connect,
     Connection,
+    Job,
     ack,
     call,
     claim,
@@ -240,3 +242,74 @@ def test_counts_agree_while_a_batch_is_claimed(db: Connection, connect: Connect)
     assert stats(db) == {"ready": 10}
     worker.commit()
     assert stats(db) == {"ready": 6, "running": 4}
+
+
+# Several priorities ---------------------------------------------------------------------------------------------------
+
+
+def locked_lanes(db: Connection) -> int:
+    """How many lanes, all of them locks of transactions, the session has locked."""
+    query = "SELECT count(*) FROM pg_locks WHERE pid = pg_backend_pid() AND locktype = 'advisory'"
+    return int(one(db, query))
+
+
+@pytest.mark.direct("looks at its locks")
+@pytest.mark.parametrize("batch", [1, 3])
+def test_priorities_without_jobs_are_passed_by_without_a_lock(db: Connection, connect: Connect, batch: int) -> None:
+    """Or claimers would wait for each other's commits in lanes where nobody finds anything."""
+    create(db, shards=4)
+    ack(db, [*claim_all(db, priority=-1), *claim_all(db, priority=-2)])
+    (back,) = enqueue(db)
+    call(db, "release", [back], [claim_one(db).lease])  # so that there is a front lane
+    assert ids(claim(db)) == [back]
+    rotate(db, 2)
+    enqueue(db, 40)
+    claimer = connect(autocommit=False)
+    for _ in range(2):
+        assert len(claim(claimer, batch)) == batch
+        assert locked_lanes(claimer) == 1
+        claimer.commit()
+    (urgent,) = enqueue(db, priority=-2)
+    assert ids(claim(claimer)) == [urgent]
+    claimer.commit()
+    assert len(claim(claimer, batch)) == batch
+    assert locked_lanes(claimer) == 1
+
+
+def claim_all(db: Connection, **settings: Any) -> list[Job]:
+    made = enqueue(db, 8, **settings)
+    jobs = claim(db, 8)
+    assert sorted(ids(jobs)) == made
+    return jobs
+
+
+@pytest.mark.parametrize("batch", [1, 10])
+@pytest.mark.parametrize("rotated", [False, True], ids=["one segment", "two segments"])
+def test_a_job_of_a_high_priority_that_is_committed_late_comes_next(
+    db: Connection, connect: Connect, rotated: bool, batch: int
+) -> None:
+    create(db, shards=3)
+    ack(db, claim_all(db, priority=-1))
+    slow, slower = connect(autocommit=False), connect(autocommit=False)
+    late, later = enqueue(slow, 3, priority=-1), enqueue(slower, 3, priority=-1)
+    early = enqueue(db, 3, priority=-1)
+    if rotated:
+        rotate(db, 2)
+    plain = enqueue(db, 40)
+    assert take(db, 3, batch) == set(early)
+    assert take(db, 2, 2) < set(plain)
+    slow.commit()
+    assert take(db, 3, batch) == set(late)
+    assert take(db, 2, 2) < set(plain)
+    slower.commit()
+    assert take(db, 3, batch) == set(later)
+    assert take(db, 36, 10) < set(plain)
+    assert claim(db) == []
+
+
+def take(db: Connection, count: int, batch: int) -> set[int]:
+    """So many jobs, by batches of at most this size."""
+    taken: list[int] = []
+    while len(taken) < count:
+        taken += ids(claim(db, min(batch, count - len(taken))))
+    return set(taken)

@@ -8,11 +8,11 @@ from tests.sql.support import Connect, Connection, call, create, enqueue, flush_
 LEASES = 6000
 
 
-def rows_read(db: Connection) -> int:
-    """Index entries of leases that all sessions have read so far."""
+def rows_read(db: Connection, table: str = "lease") -> int:
+    """Index entries of leases, or jobs, that all sessions have read so far."""
     flush_counts(db)
-    query = "SELECT sum(idx_tup_read)::bigint FROM pg_stat_user_indexes WHERE relname ~ '^lease_'"
-    return int(one(db, query))
+    query = "SELECT sum(idx_tup_read)::bigint FROM pg_stat_user_indexes WHERE relname ~ %s"
+    return int(one(db, query, f"^{table}_"))
 
 
 def fill(db: Connection) -> None:
@@ -61,3 +61,17 @@ def test_listing_what_runs_reads_each_lease_a_few_times(db: Connection, connect:
     before = rows_read(fresh)
     assert one(fresh, "SELECT count(*) FROM pgq.jobs('q')") == 100
     assert rows_read(fresh) - before < 20 * 2 * LEASES
+
+
+def test_a_claim_does_not_read_what_a_running_transaction_enqueues(db: Connection, connect: Connect) -> None:
+    create(db)
+    enqueue(db, priority=-1)
+    loading = connect(autocommit=False)
+    enqueue(loading, 20_000, priority=-1)
+    enqueue(db, 100)
+    claimer = connect()
+    before = rows_read(claimer, "job")
+    assert len([call(claimer, "claim", "q") for _ in range(50)]) == 50
+    assert rows_read(claimer, "job") - before < 1000
+    loading.commit()
+    assert one(claimer, "SELECT priority FROM pgq.claim('q')") == -1

@@ -16,6 +16,7 @@ CLIENTS = (1, 8, 32)
 def single(bench: Bench) -> Iterator[Row]:
     yield from _claims(bench, 1, {8: at_least(1.3)})
     yield from _claims(bench, 1, {}, clients=(32,), note=", 32 shards", shards=32)
+    yield from _claims(bench, 1, {}, clients=(8,), note=", 3 more priorities, without jobs", used=(-3, -2, -1))
 
 
 def hundred(bench: Bench) -> Iterator[Row]:
@@ -61,11 +62,15 @@ def _claims(
     clients: tuple[int, ...] = CLIENTS,
     note: str = "",
     shards: int = 8,
+    used: tuple[int, ...] = (),
     **settings: Any,
 ) -> Iterator[Row]:
     for number in clients:
         with bench.server.database() as database:
             pgq = Queue(database, "pgq").create(shards=shards, **settings)
+            for priority in used:  # the conventional queue finds its first job whatever there was
+                database.rows("SELECT pgq.enqueue(%s, priority => %s)", pgq.name, priority)
+                database.rows("SELECT pgq.ack(id, lease) FROM pgq.claim(%s)", pgq.name)
             conventional = Queue(database, "conv").create(**settings)
 
             def turn(queue: Queue, number: int = number) -> float:

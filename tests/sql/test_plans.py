@@ -490,7 +490,7 @@ SETTLE = "(array_agg(id), array_agg(lease)) FROM"
     ],
 )
 def test_no_hot_function_calls_another_one_in_sql(db: Connection, connect: Connect, hot: str) -> None:
-    """If such a one is not inlined, it is planned anew at each call. That may take a quarter of a claim's time."""
+    """If such a one is not inlined, it is planned anew at each call."""
 
     def calls(session: Connection) -> dict[str, int]:
         return dict(

@@ -118,4 +118,5 @@ def test_a_worker_that_lost_its_job_says_so_and_goes_on(node: Node, client: Clie
 
 def test_the_readme(folder: Path, environment: dict[str, str]) -> None:
     script = block("node", "sh").replace("npm install", "#").replace("cd examples/node", f"cd '{folder}'")
-    assert alike(shell(script, environment)) == alike(block("node", "text"))
+    printed = alike(shell(script, environment)).splitlines()
+    assert sorted(printed) == sorted(alike(block("node", "text")).splitlines())  # its jobs run at once

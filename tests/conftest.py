@@ -136,10 +136,11 @@ def fresh_database(cluster: Cluster, template: str | None) -> Iterator[str]:
     name = f"t{next(_numbers)}"
     if not cluster.running:  # the test before crashed it
         cluster.start()
-    janitor = DatabaseJanitor(
-        user=cluster.superuser, host=cluster.host, port=cluster.port, dbname=name, template_dbname=template
-    )
-    janitor.init()
+    # Files copied as such take half the time of a copy through the log, which is all that janitor.init() knows.
+    strategy = "STRATEGY file_copy" if cluster.version >= 15 else ""
+    with psycopg.connect(cluster.dsn(), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template or 'template1'} {strategy}")
+    janitor = DatabaseJanitor(user=cluster.superuser, host=cluster.host, port=cluster.port, dbname=name)
     try:
         yield cluster.dsn(name)
     finally:

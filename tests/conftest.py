@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import psycopg
 import pytest
+from psycopg import sql
 from pytest_postgresql.janitor import DatabaseJanitor
 
 from pgqueue.embedded import copy_installation
@@ -137,9 +138,13 @@ def fresh_database(cluster: Cluster, template: str | None) -> Iterator[str]:
     if not cluster.running:  # the test before crashed it
         cluster.start()
     # Files copied as such take half the time of a copy through the log, which is all that janitor.init() knows.
-    strategy = "STRATEGY file_copy" if cluster.version >= 15 else ""
+    create = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(
+        sql.Identifier(name), sql.Identifier(template or "template1")
+    )
+    if cluster.version >= 15:
+        create += sql.SQL(" STRATEGY file_copy")
     with psycopg.connect(cluster.dsn(), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template or 'template1'} {strategy}")
+        connection.execute(create)
     janitor = DatabaseJanitor(user=cluster.superuser, host=cluster.host, port=cluster.port, dbname=name)
     try:
         yield cluster.dsn(name)

@@ -1141,6 +1141,12 @@ COMMENT ON FUNCTION pgq.enqueue_rows() IS
 
 -- 40_consume ----------------------------------------------------------------------------------------------------------
 
+CREATE FUNCTION pgq._awaited(lease bigint) RETURNS boolean
+    LANGUAGE sql VOLATILE
+AS $$ SELECT lease & 16 = 16 OR pg_sequence_last_value('pgq.awaited') > 0 $$;
+COMMENT ON FUNCTION pgq._awaited(bigint) IS
+    'Whether somebody may wait for the end of an attempt: it has a permit, or jobs are waited for';
+
 CREATE OR REPLACE FUNCTION pgq._fail(
     ids bigint[], leases bigint[], errors text[], retry_in interval, retry boolean, expired boolean
 ) RETURNS TABLE (id bigint, kind pgq.outcome_kind)
@@ -1201,7 +1207,7 @@ BEGIN
         SELECT pgq._hand_back(array_agg(f.id),
             CASE WHEN f.stopped THEN 'cancelled' WHEN NOT f.again THEN 'dead' END::pgq.outcome_kind)
         FROM failed f JOIN ended e ON e.id = f.id AND e.lease = f.lease
-        WHERE f.lease & 16 = 16 OR pg_sequence_last_value('pgq.awaited') > 0
+        WHERE pgq._awaited(f.lease)
         GROUP BY f.stopped, f.again
     )
     SELECT f.id, CASE WHEN f.stopped THEN 'cancelled' WHEN f.again THEN 'retry' ELSE 'dead' END::pgq.outcome_kind
@@ -1239,7 +1245,7 @@ BEGIN
     ), handed_back AS (
         SELECT pgq._hand_back(array_agg(h.id), CASE WHEN h.stopped THEN 'cancelled' END::pgq.outcome_kind)
         FROM held h JOIN ended e ON e.id = h.id AND e.lease = h.lease
-        WHERE h.lease & 16 = 16 OR pg_sequence_last_value('pgq.awaited') > 0
+        WHERE pgq._awaited(h.lease)
         GROUP BY h.stopped
     )
     SELECT h.id, h.lane, h.enqueued_at, h.attempt, h.max_attempts, h.task, h.payload, h.headers, h.history, h.group_key,
@@ -1504,15 +1510,13 @@ DECLARE
 BEGIN
     -- by slot: v_slot
     v_done := pgq._settle_0(id, lease, result);
-    IF v_done AND lease & 16 = 0 AND pg_sequence_last_value('pgq.awaited') = 0 THEN
-        RETURN;
-    ELSIF NOT v_done THEN
+    IF NOT v_done THEN
         PERFORM pgq._settle_many(ARRAY[id], ARRAY[lease], '{done}', ARRAY[result], NULL);
         IF NOT FOUND THEN
             PERFORM pgq._lost(id, lease);
         END IF;
     END IF;
-    IF lease & 16 = 16 OR pg_sequence_last_value('pgq.awaited') > 0 THEN
+    IF pgq._awaited(lease) THEN
         PERFORM pgq._hand_back(ARRAY[id], 'done');
     END IF;
 END;
@@ -1561,7 +1565,7 @@ BEGIN
         -- by slot: v_slot
         v_done := pgq._done_0(ids, leases[1], results);
         IF v_done THEN
-            IF leases[1] & 16 = 16 OR pg_sequence_last_value('pgq.awaited') > 0 THEN
+            IF pgq._awaited(leases[1]) THEN
                 PERFORM pgq._hand_back(ids, 'done');
             END IF;
             RETURN QUERY SELECT unnest(ids);
@@ -6408,7 +6412,7 @@ REVOKE ALL ON FUNCTION
     pgq.set_validator(text, regprocedure), pgq._is_plain(oid), pgq._safe_columns(oid),
     pgq._change(oid, text, jsonb, jsonb), pgq._keep(jsonb, text[]), pgq._refuse_trigger(text), pgq.enqueue_row(),
     pgq.enqueue_rows(), pgq._given_back(bigint[], bigint[], pgq.outcome_kind),
-    pgq.snooze_many(bigint[], bigint[], interval), pgq._filled(), pgq._lock_lane(int, bigint),
+    pgq.snooze_many(bigint[], bigint[], interval), pgq._awaited(bigint), pgq._filled(), pgq._lock_lane(int, bigint),
     pgq._withdraw_job(bigint, pgq.outcome_kind), pgq._withdraw_waiting(bigint),
     pgq._cancel_waiting(bigint[]), pgq._cancel(bigint),
     pgq.cancel_many(text, text, boolean), pgq.cancel_requested(bigint[]), pgq.cancel_claimed(bigint, bigint, text),

@@ -147,15 +147,19 @@ COMMENT ON COLUMN pgq.queue.keep_place IS 'Whether its group waits for a job tha
 --
 -- Lanes need no rows. What claims must know is which priorities are in use: a line is the front lane of one, all its
 -- shards, or a lane of the gate. Producers add it on first use, without a unique constraint, so that they never wait
--- for each other; a line that is listed twice is looked at twice until pgq.maintain removes the second row.
+-- for each other; a line that is listed twice is looked at twice until pgq.maintain removes the second row. A row is
+-- for jobs in a few segments only, and who adds a job to a later one adds the line again. So pgq.maintain can forget
+-- lines that nobody uses any more without asking what producers are about to do.
 CREATE TABLE pgq.line (
     lane bigint NOT NULL,
-    queue_id int NOT NULL
+    queue_id int NOT NULL,
+    until bigint NOT NULL
 );
 CREATE INDEX line_queue_id_lane_idx ON pgq.line (queue_id, lane);
 COMMENT ON TABLE pgq.line IS 'Lines in use: for each queue and priority the front lane, all shards, or one of the gate''s';
 COMMENT ON COLUMN pgq.line.lane IS 'The front lane, the first of the shards, or a lane of the gate; -1: claims of this queue go through the gate';
 COMMENT ON COLUMN pgq.line.queue_id IS 'The queue';
+COMMENT ON COLUMN pgq.line.until IS 'Generation of the last segment whose jobs it is for; 9223372036854775807: no last one';
 
 -- The ring ------------------------------------------------------------------------------------------------------------
 
@@ -310,7 +314,7 @@ CREATE TABLE pgq.segment (
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE pgq.segment IS 'The sixteen segments of the ring and how far each has come. Only pgq.rotate writes here';
 COMMENT ON COLUMN pgq.segment.slot IS '0 to 15; its tables are job_N, lease_N and outcome_N';
-COMMENT ON COLUMN pgq.segment.generation IS 'How many segments had been opened before this one';
+COMMENT ON COLUMN pgq.segment.generation IS 'How many segments had been opened before; 0: not known';
 COMMENT ON COLUMN pgq.segment.state IS
     'free; open: takes new jobs; sealed: takes none; closed: nobody is still writing to it; '
     'claimed: every job was handed out; drained: every attempt has ended; archived: may be truncated';

@@ -55,16 +55,24 @@ END;
 $$;
 COMMENT ON FUNCTION pgq._producing(text) IS 'The queue that a producer adds to; raises PQ002';
 
--- Priority 0 is in use from the beginning.
+-- Priority 0 is in use from the beginning, and a gate stays. Who adds another line holds a segment (pgq._hold), which
+-- cannot become older than the open one here.
 CREATE FUNCTION pgq._add_line(lane bigint) RETURNS void
     LANGUAGE plpgsql
 AS $$
+DECLARE
+    v_open CONSTANT bigint := pg_sequence_last_value('pgq.epoch') >> 36;
+    v_ever CONSTANT bigint := 9223372036854775807;
 BEGIN
-    INSERT INTO pgq.line AS l (lane, queue_id)
-    SELECT n.lane, _add_line.lane >> 16
-    FROM (VALUES (pgq._line(_add_line.lane)), (CASE WHEN _add_line.lane & 96 = 96 THEN -1 END)) n (lane)
-    WHERE n.lane IS NOT NULL
-        AND NOT EXISTS (SELECT FROM pgq.line l WHERE l.queue_id = _add_line.lane >> 16 AND l.lane = n.lane);
+    INSERT INTO pgq.line AS l (lane, queue_id, until)
+    SELECT n.lane, _add_line.lane >> 16, n.until
+    FROM (VALUES
+        (pgq._line(lane), CASE WHEN pgq._line(lane) & 65535 = pgq._lane(0, 0, 1) THEN v_ever ELSE v_open + 3 END),
+        (CASE WHEN lane & 96 = 96 THEN -1 END, v_ever)
+    ) n (lane, until)
+    WHERE n.lane IS NOT NULL AND NOT EXISTS (
+        SELECT FROM pgq.line l WHERE l.queue_id = _add_line.lane >> 16 AND l.lane = n.lane AND l.until >= v_open
+    );
 END;
 $$;
 COMMENT ON FUNCTION pgq._add_line(bigint) IS 'Makes sure that claims look at the line of a lane, and through the gate if it is one of the gate''s';

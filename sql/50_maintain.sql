@@ -537,7 +537,7 @@ BEGIN
     WHERE s.state <> 'open';
     -- Opened by a transaction that was rolled back since, or restored from a dump that saw the epoch too late.
     INSERT INTO pgq.segment AS s (slot, generation, state, sealed_at)
-    SELECT n, token >> 4, 'sealed', pgq._now()
+    SELECT n, 0, 'sealed', pgq._now()
     FROM generate_series(0, 15) n
     WHERE n <> token & 15 AND pg_relation_size(format('pgq.job_%s', n)::regclass) > 0
     ON CONFLICT ON CONSTRAINT segment_slot_pkey DO UPDATE
@@ -799,8 +799,9 @@ BEGIN
     PERFORM pgq._archive_stragglers();
     IF pgq._due_again('tidy', '1 minute') THEN
         PERFORM pgq._archive_drop(), pgq._tidy_keys(), pgq._tidy_limits(), pgq._tidy_dependents(), pgq._forget_progress();
+        DELETE FROM pgq.line l WHERE l.until < (SELECT min(s.generation) FROM pgq.segment s WHERE s.state <> 'free');
         DELETE FROM pgq.line l USING pgq.line d
-        WHERE d.queue_id = l.queue_id AND d.lane = l.lane AND d.ctid < l.ctid;
+        WHERE d.queue_id = l.queue_id AND d.lane = l.lane AND (d.until, d.ctid) > (l.until, l.ctid);
     END IF;
     RETURN v_done || jsonb_build_object('more', v_more);
 END;

@@ -3,8 +3,21 @@
 -- Who was granted something keeps it, and gets nothing new: call pgq.grant_producer, pgq.grant_consumer and
 -- pgq.grant_admin once more for the roles that shall use it, and before workers of the Python package 0.2.0 start.
 --
--- pgq.queue is locked first, as it is by whoever uses pgq.dead: the other way round they would wait for each other. So
--- all wait while the two indexes on pgq.dead are built; with millions of dead letters, throw some away before.
+-- All wait while the two indexes on pgq.dead are built; with millions of dead letters, throw some away before.
+
+-- Sessions go on meanwhile, and this must not wait for somebody who waits for it. Those who insert jobs hold a segment
+-- before anything else, those who claim read pgq.queue first, and so do those who use pgq.dead; who maintains takes
+-- what he needs in other orders. So he is kept out, then the first are, then all others, and then nobody holds what is
+-- altered. But for an enqueue between its look at pgq.queue and its insert: `pgqueue upgrade` gives way to it.
+DO $$
+BEGIN
+    PERFORM pg_advisory_xact_lock(pgq._task_key(n)) FROM generate_series(1, 3) n;
+    FOR v_slot IN 0..15 LOOP
+        EXECUTE format('LOCK TABLE ONLY pgq.job_%s IN SHARE MODE', v_slot);
+    END LOOP;
+    LOCK TABLE pgq.queue IN ACCESS EXCLUSIVE MODE;
+END;
+$$;
 
 -- Tables and types ----------------------------------------------------------------------------------------------------
 
@@ -31,6 +44,10 @@ ALTER TABLE pgq.queue
     ADD CONSTRAINT queue_limits_check CHECK (running_limit > 0 AND group_limit > 0),
     ADD CONSTRAINT queue_rate_check CHECK (rate > 0 AND rate_period > '0'),
     ADD CONSTRAINT queue_group_rate_check CHECK (group_rate > 0 AND group_period > '0');
+-- Lines that are there stay for good: who began before may rely on them.
+ALTER TABLE pgq.line ADD COLUMN until bigint NOT NULL DEFAULT 9223372036854775807;
+ALTER TABLE pgq.line ALTER COLUMN until DROP DEFAULT;
+COMMENT ON COLUMN pgq.line.until IS 'Generation of the last segment whose jobs it is for; 9223372036854775807: no last one';
 COMMENT ON COLUMN pgq.queue.validator IS 'Function that checks payloads, as in ''app.check(jsonb)''; null: all are good';
 COMMENT ON COLUMN pgq.queue.unique_until IS 'How far a job holds its unique key: finished or claimed; null: see unique_for';
 COMMENT ON COLUMN pgq.queue.unique_for IS 'How long a job holds its unique key after it was enqueued, whatever becomes of it';
@@ -63,6 +80,7 @@ ALTER TYPE pgq.queue_stat ADD ATTRIBUTE parked bigint;
 COMMENT ON COLUMN pgq.queue_stat.parked IS 'Jobs that wait for a limit of their group or queue';
 ALTER TYPE pgq.queue_stat ADD ATTRIBUTE waiting bigint;
 COMMENT ON COLUMN pgq.queue_stat.waiting IS 'Jobs that wait for other jobs to end';
+COMMENT ON COLUMN pgq.segment.generation IS 'How many segments had been opened before; 0: not known';
 COMMENT ON TABLE pgq.line IS 'Lines in use: for each queue and priority the front lane, all shards, or one of the gate''s';
 COMMENT ON COLUMN pgq.line.lane IS 'The front lane, the first of the shards, or a lane of the gate; -1: claims of this queue go through the gate';
 CREATE SEQUENCE pgq.turn;
@@ -540,12 +558,19 @@ DROP FUNCTION pgq._schedule(text, jsonb[], text, int, timestamptz, int, jsonb);
 CREATE OR REPLACE FUNCTION pgq._add_line(lane bigint) RETURNS void
     LANGUAGE plpgsql
 AS $$
+DECLARE
+    v_open CONSTANT bigint := pg_sequence_last_value('pgq.epoch') >> 36;
+    v_ever CONSTANT bigint := 9223372036854775807;
 BEGIN
-    INSERT INTO pgq.line AS l (lane, queue_id)
-    SELECT n.lane, _add_line.lane >> 16
-    FROM (VALUES (pgq._line(_add_line.lane)), (CASE WHEN _add_line.lane & 96 = 96 THEN -1 END)) n (lane)
-    WHERE n.lane IS NOT NULL
-        AND NOT EXISTS (SELECT FROM pgq.line l WHERE l.queue_id = _add_line.lane >> 16 AND l.lane = n.lane);
+    INSERT INTO pgq.line AS l (lane, queue_id, until)
+    SELECT n.lane, _add_line.lane >> 16, n.until
+    FROM (VALUES
+        (pgq._line(lane), CASE WHEN pgq._line(lane) & 65535 = pgq._lane(0, 0, 1) THEN v_ever ELSE v_open + 3 END),
+        (CASE WHEN lane & 96 = 96 THEN -1 END, v_ever)
+    ) n (lane, until)
+    WHERE n.lane IS NOT NULL AND NOT EXISTS (
+        SELECT FROM pgq.line l WHERE l.queue_id = _add_line.lane >> 16 AND l.lane = n.lane AND l.until >= v_open
+    );
 END;
 $$;
 COMMENT ON FUNCTION pgq._add_line(bigint) IS 'Makes sure that claims look at the line of a lane, and through the gate if it is one of the gate''s';
@@ -3605,6 +3630,37 @@ EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
 END;
 $$;
 
+CREATE OR REPLACE FUNCTION pgq._open_segment(token bigint) RETURNS void
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_live bigint;
+BEGIN
+    UPDATE pgq.segment s SET state = 'sealed', sealed_at = pgq._now() WHERE s.state = 'open' AND s.slot <> token & 15;
+    INSERT INTO pgq.segment AS s (slot, generation, state, opened_at) VALUES (token & 15, token >> 4, 'open', pgq._now())
+    ON CONFLICT ON CONSTRAINT segment_slot_pkey DO UPDATE
+    SET generation = excluded.generation, state = excluded.state, opened_at = excluded.opened_at
+    WHERE s.state <> 'open';
+    -- Opened by a transaction that was rolled back since, or restored from a dump that saw the epoch too late.
+    INSERT INTO pgq.segment AS s (slot, generation, state, sealed_at)
+    SELECT n, 0, 'sealed', pgq._now()
+    FROM generate_series(0, 15) n
+    WHERE n <> token & 15 AND pg_relation_size(format('pgq.job_%s', n)::regclass) > 0
+    ON CONFLICT ON CONSTRAINT segment_slot_pkey DO UPDATE
+    SET generation = excluded.generation, state = excluded.state, sealed_at = excluded.sealed_at
+    WHERE s.state = 'free';
+    -- The mask is not undone by a rollback, so what is taken out of it must be committed.
+    SELECT (pg_sequence_last_value('pgq.live') | coalesce(bit_or(1::bigint << s.slot) FILTER (WHERE NOT s.passed), 0))
+        & ~coalesce(bit_or(1::bigint << s.slot) FILTER (WHERE s.passed AND s.passed_xid IS DISTINCT FROM
+            pg_current_xact_id_if_assigned()), 0)
+    INTO v_live
+    FROM (SELECT s.slot, s.passed_xid, s.state NOT IN ('open', 'sealed', 'closed') AS passed FROM pgq.segment s) s;
+    IF v_live <> pg_sequence_last_value('pgq.live') THEN
+        PERFORM setval('pgq.live', v_live);
+    END IF;
+END;
+$$;
+
 CREATE OR REPLACE FUNCTION pgq.rotate(seal boolean DEFAULT false) RETURNS jsonb
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -3754,8 +3810,9 @@ BEGIN
     PERFORM pgq._archive_stragglers();
     IF pgq._due_again('tidy', '1 minute') THEN
         PERFORM pgq._archive_drop(), pgq._tidy_keys(), pgq._tidy_limits(), pgq._tidy_dependents(), pgq._forget_progress();
+        DELETE FROM pgq.line l WHERE l.until < (SELECT min(s.generation) FROM pgq.segment s WHERE s.state <> 'free');
         DELETE FROM pgq.line l USING pgq.line d
-        WHERE d.queue_id = l.queue_id AND d.lane = l.lane AND d.ctid < l.ctid;
+        WHERE d.queue_id = l.queue_id AND d.lane = l.lane AND (d.until, d.ctid) > (l.until, l.ctid);
     END IF;
     RETURN v_done || jsonb_build_object('more', v_more);
 END;

@@ -76,7 +76,9 @@ class Shop:
     def _enqueue(db: psycopg.Connection[tuple[Any, ...]], dice: random.Random) -> list[int]:
         count = dice.choice([1, 1, 1, 30])
         if count == 1:
-            rows = db.execute("SELECT pgq.enqueue('q', priority => %s)", [dice.choice([0, 0, 0, -1])])
+            rows = db.execute(
+                "SELECT pgq.enqueue('q', priority => %s)", [dice.choice([0, 0, 0, 0, 0, -1, -1, dice.randint(-9, 9)])]
+            )
         else:
             rows = db.execute("SELECT pgq.enqueue_many('q', array_fill('{}'::jsonb, ARRAY[%s]))", [count])
         return [id for (id,) in rows]
@@ -99,6 +101,7 @@ class Shop:
     def _rotate(self, _: int) -> None:
         db = self.connect()
         while not self.stop.is_set():
+            db.execute("DELETE FROM pgq.mark WHERE kind = 'tidy'")  # or lines would be forgotten once in a minute
             db.execute("SELECT pgq.rotate(seal => true)")
             time.sleep(0.02)
 

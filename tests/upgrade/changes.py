@@ -143,7 +143,7 @@ CHANGES = [
         "that a column may be null",
         "pgq.line.queue_id|line_queue_id_not_null",
         "ALTER TABLE pgq.line ALTER COLUMN queue_id DROP NOT NULL;",
-        edits=(Edit(TABLES, "    queue_id int NOT NULL\n);", "    queue_id int\n);"),),
+        edits=(Edit(TABLES, "    queue_id int NOT NULL,\n    until", "    queue_id int,\n    until"),),
     ),
     Change(
         "the type of a column",

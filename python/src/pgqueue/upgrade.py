@@ -19,9 +19,13 @@ if TYPE_CHECKING:
     Connection = psycopg.Connection[Any]
 
 _SCRIPT = re.compile(r"pgqueue--(.+)--(.+)\.sql")
-# Who waits for a table holds up everybody behind it: rather give way, and try again.
-LOCK_TIMEOUT = "2s"
-ATTEMPTS = 10
+# Who waits for a table holds up everybody behind it: rather give way, and try again. And before deadlock_timeout is
+# over, or if somebody whom this waits for waits for this, his call would be the one that is undone.
+LOCK_TIMEOUT = """
+    SELECT set_config('lock_timeout', greatest(100, s.setting::int * 8 / 10)::text, true)
+    FROM pg_settings s WHERE s.name = 'deadlock_timeout'
+"""
+ATTEMPTS = 20
 PAUSE = 0.5
 
 
@@ -59,7 +63,8 @@ def upgrade(connection: Connection, scripts: Iterable[Traversable], wanted: str)
 
 def _upgrade(connection: Connection, scripts: list[Traversable], wanted: str) -> tuple[str, list[str]]:
     # One upgrade at a time. Whatever is made belongs to the owner, who is not always the one that upgrades.
-    connection.execute("SELECT set_config('lock_timeout', %s, true), pg_advisory_xact_lock(7014353)", [LOCK_TIMEOUT])
+    connection.execute(LOCK_TIMEOUT)
+    connection.execute("SELECT pg_advisory_xact_lock(7014353)")
     owner = _value(connection, "SELECT pg_get_userbyid(nspowner) FROM pg_namespace WHERE nspname = 'pgq'")
     if owner is None:
         raise SchemaMissing("there is no pgq in this database", hint="Install it: pgqueue install")

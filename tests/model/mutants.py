@@ -170,6 +170,20 @@ MUTANTS = [
         scenarios.reschedule,
     ),
     Mutant(
+        "a line counts for ever",
+        "_add_line",
+        " AND l.until >= v_open",
+        "",
+        scenarios.use_a_priority_now_and_then,
+    ),
+    Mutant(
+        "a line is forgotten too early",
+        "rotate",
+        "l.until < (SELECT min(s.generation)",
+        "l.until <= (SELECT max(s.generation)",
+        scenarios.use_a_priority_now_and_then,
+    ),
+    Mutant(
         "the priority stays",
         "set_priority",
         "v_queue.shards, set_priority.priority, w.id",

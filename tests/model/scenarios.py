@@ -219,6 +219,22 @@ def carry_forward_in_order(world: World) -> None:
     assert len(pairs(world, 2)) == 2
 
 
+def use_a_priority_now_and_then(world: World) -> None:
+    """Its line counts for some segments, is added again, and is forgotten when they are gone."""
+    start(world)
+    for turns in range(3, 6):
+        world.enqueue(0, "q", priority=-3)
+        world.advance(61 * SECOND)
+        for _ in range(3):
+            world.maintain(0)
+        world.ack_many(0, pairs(world, 1))
+        for _ in range(turns):
+            world.enqueue(0, "q")
+            world.ack_many(0, pairs(world, 1))
+            for _ in range(4):
+                world.rotate(0)
+
+
 def redrive_and_look(world: World) -> None:
     """A redriven job runs in the segment in which it has failed before: its error is that of its past."""
     start(world)

@@ -113,7 +113,7 @@ def test_a_job_that_kills_its_worker_is_dead_after_exactly_max_attempts(
     assert started(db) == 4
 
 
-def test_a_signal_while_a_process_is_being_started_reaches_it() -> None:
+def test_a_signal_while_a_process_is_being_started_reaches_it_and_is_no_failure() -> None:
     code = """
 import os, signal, subprocess, sys
 from pgqueue.worker.processes import Processes
@@ -127,7 +127,7 @@ def start_and_be_told(self, *args, **options):
 subprocess.Popen.__init__ = start_and_be_told
 sys.exit(Processes(["sleep", "60"], 2).main())
 """
-    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=40).returncode == 128 + signal.SIGTERM
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=40).returncode == 0
 
 
 def test_termination_under_load_loses_nothing_and_repeats_nothing(

@@ -141,7 +141,7 @@ def test_a_server_without_the_files_is_told_which_to_install(db: Connection, for
 def test_a_long_transaction_makes_it_give_up_and_change_nothing(
     db: Connection, dsn: str, current: Version, scripts: Callable[..., list[Path]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command, "LOCK_TIMEOUT", "50ms")
+    monkeypatch.setattr(command, "LOCK_TIMEOUT", "SET LOCAL lock_timeout = '50ms'")
     monkeypatch.setattr(command, "ATTEMPTS", 2)
     chain = scripts(
         {f"{current.number}--9.0.0": f"ALTER TABLE pgq.queue ADD COLUMN x int; {version_function('9.0.0')}"}

@@ -102,6 +102,8 @@ class _Child:
         code = self._process.poll()
         if code is None:
             return None
+        if stopping and code in (-signal.SIGTERM, -signal.SIGINT):
+            return 0  # it had not begun to work: a worker ends by itself then
         if stopping or code == 0:
             return code if code >= 0 else 128 - code
         lived = time.monotonic() - self._started_at
